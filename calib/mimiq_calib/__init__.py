@@ -1,0 +1,1 @@
+"""Data-free calibration in torch: conversion, quantizers, image synthesis, distillation."""

@@ -1,0 +1,1 @@
+"""Turning a timm model into one whose attention is visible and whose tensors are quantized."""

@@ -1,0 +1,124 @@
+"""From a timm model to its teacher (attention in the open) and its student (quantized)."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING
+
+from timm.layers import Attention
+from torch import nn
+
+from mimiq_calib.conversion.attention import ExposedAttention
+from mimiq_calib.conversion.layers import QuantizedConv2d, QuantizedLinear
+from mimiq_calib.conversion.support import check_support
+from mimiq_calib.quantizers.quantizer import Quantizer
+from mimiq_calib.reparametrization.activation_shift import insert_shifts
+from mimiq_runtime.grid import Grid
+from mimiq_runtime.quantization_table import TensorKind
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from mimiq_calib.recipe import QuantizationSettings
+
+__all__ = ["build_student", "expose_attention", "insert_quantizers", "quantizers_of"]
+
+
+def expose_attention(model: nn.Module) -> nn.Module:
+    """Copy a timm model and write its attention out; nothing is quantized yet.
+
+    Args:
+        model: A timm model; it is not changed.
+
+    Returns:
+        A copy in inference mode with frozen parameters under the same names, which gives the
+        same outputs.
+
+    Raises:
+        UnsupportedModelError: The model holds something whose conversion is not known.
+    """
+    check_support(model)
+    exposed = copy.deepcopy(model).eval().requires_grad_(False)
+    for name, module in list(exposed.named_modules()):
+        if isinstance(module, Attention):
+            _replace(exposed, name, ExposedAttention(module, name).eval())
+    return exposed
+
+
+def build_student(teacher: nn.Module, settings: QuantizationSettings) -> nn.Module:
+    """Copy a teacher and give the copy everything a student has: shifts and quantizers.
+
+    Args:
+        teacher: What :func:`expose_attention` returned; it is not changed.
+        settings: Bit widths, and whether there are shifts.
+
+    Returns:
+        The student, in inference mode, uncalibrated: shifts are 0 and scales are 1. Parameters
+        keep their names.
+    """
+    student = copy.deepcopy(teacher)
+    if settings.shift_activations:
+        insert_shifts(student)
+    insert_quantizers(student, settings)
+    return student.eval()
+
+
+def insert_quantizers(student: nn.Module, settings: QuantizationSettings) -> None:
+    """Put a quantizer on every tensor of the products of a model with exposed attention.
+
+    Quantized are input and weight of every Linear and convolution, and both operands of both
+    attention products. Scales are 1 until they are calibrated.
+
+    Args:
+        student: Changed in place.
+        settings: Bit widths.
+    """
+    for name, module in list(student.named_modules()):
+        if isinstance(module, ExposedAttention):
+            _fill_attention_slots(module, name, settings.activation_bits)
+        elif isinstance(module, nn.Linear):
+            weight_bits, input_bits = settings.bits_of_layer(name)
+            quantized: nn.Module = QuantizedLinear(
+                module,
+                _activation_quantizer(f"{name}.input_quantizer", input_bits),
+                _weight_quantizer(f"{name}.weight_quantizer", weight_bits, module.out_features),
+            )
+            _replace(student, name, quantized)
+        elif isinstance(module, nn.Conv2d):
+            weight_bits, input_bits = settings.bits_of_layer(name)
+            quantized = QuantizedConv2d(
+                module,
+                _activation_quantizer(f"{name}.input_quantizer", input_bits)
+                if settings.quantize_images
+                else nn.Identity(),
+                _weight_quantizer(f"{name}.weight_quantizer", weight_bits, module.out_channels),
+            )
+            _replace(student, name, quantized)
+
+
+def quantizers_of(model: nn.Module) -> Iterator[Quantizer]:
+    """All quantizers of a student, in the order of its modules."""
+    return (module for module in model.modules() if isinstance(module, Quantizer))
+
+
+def _fill_attention_slots(attention: ExposedAttention, name: str, bits: int) -> None:
+    for slot in ("query", "key", "value"):
+        quantizer = _activation_quantizer(f"{name}.{slot}_quantizer", bits)
+        setattr(attention, f"{slot}_quantizer", quantizer)
+    # Probabilities are never negative: a signed grid would waste half its codes.
+    attention.probability_quantizer = Quantizer(
+        f"{name}.probability_quantizer", TensorKind.ACTIVATION, bits, Grid.unsigned(bits)
+    )
+
+
+def _activation_quantizer(name: str, bits: int) -> Quantizer:
+    return Quantizer(name, TensorKind.ACTIVATION, bits, Grid.signed(bits))
+
+
+def _weight_quantizer(name: str, bits: int, channels: int) -> Quantizer:
+    return Quantizer(name, TensorKind.WEIGHT, bits, Grid.signed(bits), channels=channels)
+
+
+def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)

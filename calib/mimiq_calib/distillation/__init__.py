@@ -1,0 +1,1 @@
+"""Training the quantized model on the full-precision one, with synthetic images only."""

@@ -1,0 +1,45 @@
+"""Random changes to synthetic images while distilling; teacher and student see the same."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torchvision.transforms import v2
+
+if TYPE_CHECKING:
+    from mimiq_calib.recipe import AugmentationSettings
+
+__all__ = ["augment_images", "make_augmentation"]
+
+BLUR_SHARE = 23 / 224
+"""The paper's blur has a kernel of 23 pixels at an input of 224."""
+
+
+def make_augmentation(settings: AugmentationSettings, input_size: tuple[int, int]) -> v2.Transform:
+    """The chain of changes for one image in 0..1, ``(channels, height, width)``.
+
+    Args:
+        settings: Which changes, and how likely.
+        input_size: Height and width of the result in pixels.
+    """
+    if not settings.enabled:
+        return v2.Identity()
+    kernel = 2 * max(1, round(BLUR_SHARE * min(input_size) / 2)) + 1
+    steps: list[v2.Transform] = [
+        v2.RandomResizedCrop(input_size, scale=(settings.smallest_crop, 1.0), antialias=True),
+        v2.RandomHorizontalFlip(0.5 if settings.flip else 0.0),
+        v2.RandomApply([v2.ColorJitter(0.8, 0.8, 0.8, 0.2)], p=settings.colour),
+        v2.RandomGrayscale(settings.grayscale),
+        v2.RandomApply([v2.GaussianBlur(kernel, (0.1, 2.0))], p=settings.blur),
+    ]
+    return v2.Compose(steps)
+
+
+def augment_images(images: Tensor, augmentation: v2.Transform) -> Tensor:
+    """Change each image of ``(batch, channels, height, width)`` in 0..1 on its own.
+
+    Randomness comes from torch's global generator, as torchvision has it.
+    """
+    return torch.stack([augmentation(image) for image in images])

@@ -1,0 +1,238 @@
+"""The training loop of the quantized model: one readable program, resumable by epoch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from mimiq_calib.distillation.augmentation import augment_images, make_augmentation
+from mimiq_calib.distillation.checkpoint import load_checkpoint, save_checkpoint
+from mimiq_calib.distillation.losses import logit_distillation_loss, structural_attention_loss
+from mimiq_calib.distillation.parametrization import learn_scales_in_logarithm
+from mimiq_calib.pixels import PixelScale
+from mimiq_calib.precision import autocast, resolve_precision
+from mimiq_calib.randomness import piece_generator, piece_seed
+from mimiq_calib.taps import attention_taps
+from mimiq_runtime.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from mimiq_calib.recipe import DistillationSettings
+    from mimiq_runtime.manifest import Preprocessing
+
+__all__ = ["EpochMetrics", "cosine_factor", "distill", "steps_of_distillation"]
+
+STAGE = "distillation"
+
+
+@dataclass(frozen=True)
+class EpochMetrics:
+    """Mean losses of one epoch.
+
+    Attributes:
+        epoch: Its number, from 0.
+        loss: The weighted sum that was minimised.
+        logit: Kullback-Leibler loss, nats times squared temperature.
+        structure: Head-wise structural attention loss, 0 to 2.
+        agreement: Share of the augmented images with the same top-1 as the teacher.
+    """
+
+    epoch: int
+    loss: float
+    logit: float
+    structure: float
+    agreement: float
+
+
+def cosine_factor(step: int, total: int, floor: float) -> float:
+    """Share of the first learning rate at a step: 1 at the start, ``floor`` at the end.
+
+    Args:
+        step: Number of the step, 0 to ``total``.
+        total: Number of steps in all.
+        floor: The share at the end, 0 to 1.
+    """
+    return floor + (1 - floor) * (1 + math.cos(math.pi * step / total)) / 2
+
+
+def steps_of_distillation(settings: DistillationSettings, num_images: int) -> int:
+    """Number of optimisation steps in all."""
+    return settings.epochs * math.ceil(num_images / settings.batch_size)
+
+
+def distill(
+    student: nn.Module,
+    teacher: nn.Module,
+    images: Tensor,
+    settings: DistillationSettings,
+    preprocessing: Preprocessing,
+    *,
+    seed: int,
+    checkpoint: Path,
+    on_epoch: Callable[[EpochMetrics], None],
+    advance: Callable[[int, str], None],
+) -> None:
+    """Train the student on the teacher; the last epoch is the result.
+
+    After every epoch the whole state is written to ``checkpoint``; if that file is there at the
+    start, the training goes on from it to the same result.
+
+    Args:
+        student: Model with calibrated quantizers, in inference mode as it stays; trained in place.
+        teacher: The full-precision model with frozen parameters.
+        images: uint8 pixels, ``(count, channels, height, width)``.
+        settings: Losses, optimiser and schedule.
+        preprocessing: Size of the input and the scale of its pixels.
+        seed: Seed of the run.
+        checkpoint: File for the state after an epoch.
+        on_epoch: Called with the losses of each finished epoch.
+        advance: Called with the number of steps done and a note.
+
+    Raises:
+        InvalidInputError: A loss is no longer finite; the state after the last good epoch is in
+            ``checkpoint``.
+        RunDirectoryError: ``checkpoint`` is not of this training.
+    """
+    device = next(student.parameters()).device
+    weights = [p for name, p in student.named_parameters() if not name.endswith(".scale")]
+    student.requires_grad_(True)
+    step_losses = _StepLosses(student, teacher, settings, device)
+    with learn_scales_in_logarithm(student) as logarithms:
+        optimizer = _make_optimizer(settings, weights, logarithms)
+        first_epoch = load_checkpoint(checkpoint, student, optimizer)
+        batches = math.ceil(len(images) / settings.batch_size)
+        advance(first_epoch * batches, "")
+        pixels = _EpochImages(images, settings, preprocessing, seed, device)
+        for epoch in range(first_epoch, settings.epochs):
+            sums = torch.zeros(4, dtype=torch.float64)
+            for number, batch in enumerate(pixels.of_epoch(epoch)):
+                _set_learning_rates(optimizer, settings, epoch, epoch * batches + number, batches)
+                loss, parts = step_losses(batch)
+                optimizer.zero_grad()
+                torch.autograd.backward(loss)
+                if settings.gradient_clip is not None:
+                    nn.utils.clip_grad_norm_([*weights, *logarithms], settings.gradient_clip)
+                optimizer.step()
+                sums += parts.cpu() * len(batch)
+                advance(1, f"epoch {epoch + 1}, loss {float(parts[0]):.3f}")
+            metrics = _mean_metrics(epoch, sums / len(images))
+            save_checkpoint(checkpoint, student, optimizer, next_epoch=epoch + 1)
+            on_epoch(metrics)
+    student.requires_grad_(False)
+
+
+class _EpochImages:
+    """The images of each epoch: shuffled, normalised, changed at random, in batches."""
+
+    def __init__(
+        self,
+        images: Tensor,
+        settings: DistillationSettings,
+        preprocessing: Preprocessing,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        self._images = images
+        self._batch_size = settings.batch_size
+        self._augmentation = make_augmentation(settings.augmentation, preprocessing.input_size[1:])
+        self._pixel_scale = PixelScale(preprocessing, device)
+        self._seed = seed
+        self._device = device
+
+    def of_epoch(self, epoch: int) -> Iterator[Tensor]:
+        """Batches of one epoch; the same for the same seed, whatever ran before."""
+        generator = piece_generator(self._seed, STAGE, epoch)
+        order = torch.randperm(len(self._images), generator=generator)
+        for number, chosen in enumerate(torch.split(order, self._batch_size)):
+            unit = self._pixel_scale.to_unit(self._images[chosen])
+            # torchvision draws from the global generator: seed it, and give it back as it was.
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(piece_seed(self._seed, f"augmentation {epoch}", number))
+                changed = augment_images(unit, self._augmentation)
+            yield self._pixel_scale.normalise(changed.to(self._device))
+
+
+class _StepLosses:
+    """The losses of one step, for student and teacher on the same images."""
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: nn.Module,
+        settings: DistillationSettings,
+        device: torch.device,
+    ) -> None:
+        self._student = student
+        self._teacher = teacher
+        self._settings = settings
+        self._prefix = int(getattr(teacher, "num_prefix_tokens", 0))
+        self._precision = resolve_precision(settings.precision, device)
+
+    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        settings = self._settings
+        with (
+            attention_taps(self._teacher, "head_outputs") as teacher_taps,
+            torch.no_grad(),
+            autocast(self._precision, images.device),
+        ):
+            teacher_logits = self._teacher(images)
+            teacher_heads = list(teacher_taps)
+        with (
+            attention_taps(self._student, "head_outputs") as student_taps,
+            autocast(self._precision, images.device),
+        ):
+            student_logits = self._student(images)
+            student_heads = list(student_taps)
+        logit = logit_distillation_loss(
+            student_logits, teacher_logits, temperature=settings.temperature
+        )
+        structure = structural_attention_loss(
+            student_heads, teacher_heads, prefix_tokens=self._prefix
+        )
+        loss = settings.logit_weight * logit + settings.structure_weight * structure
+        if not torch.isfinite(loss):
+            raise InvalidInputError(
+                f"The distillation diverged: its loss is {float(loss)}; lower "
+                "distillation.learning_rate, and continue from the last good epoch with --resume "
+                "or start anew."
+            )
+        agreement = (student_logits.argmax(-1) == teacher_logits.argmax(-1)).float().mean()
+        return loss, torch.stack([loss.detach(), logit.detach(), structure.detach(), agreement])
+
+
+def _make_optimizer(
+    settings: DistillationSettings, weights: list[nn.Parameter], logarithms: list[nn.Parameter]
+) -> torch.optim.Optimizer:
+    # Decay would pull a scale's logarithm towards a scale of one.
+    groups = [
+        {"params": weights, "weight_decay": settings.weight_decay},
+        {"params": logarithms, "weight_decay": 0.0},
+    ]
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=settings.learning_rate, momentum=0.9, nesterov=True)
+    return torch.optim.AdamW(groups, lr=settings.learning_rate)
+
+
+def _set_learning_rates(
+    optimizer: torch.optim.Optimizer,
+    settings: DistillationSettings,
+    epoch: int,
+    step: int,
+    batches: int,
+) -> None:
+    factor = cosine_factor(step, settings.epochs * batches, settings.final_learning_rate_ratio)
+    weights, scales = optimizer.param_groups
+    frozen = epoch < settings.warmup_epochs
+    weights["lr"] = 0.0 if frozen else settings.learning_rate * factor
+    scales["lr"] = settings.scale_learning_rate * factor
+
+
+def _mean_metrics(epoch: int, means: Tensor) -> EpochMetrics:
+    loss, logit, structure, agreement = means.tolist()
+    return EpochMetrics(epoch, loss, logit, structure, agreement)

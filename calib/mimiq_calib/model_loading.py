@@ -1,0 +1,214 @@
+"""From a name and a checkpoint to a timm model with checked weights."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import timm
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from timm.data import resolve_data_config
+from torch import Tensor, nn
+
+from mimiq_runtime.errors import CheckpointError, InvalidInputError
+from mimiq_runtime.manifest import Preprocessing
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+__all__ = ["create_model", "load_checkpoint_file", "load_weights", "preprocessing_of"]
+
+WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model", "module")
+"""Under which keys training programs keep the weights in a checkpoint."""
+
+
+def create_model(
+    name: str, *, num_classes: int | None, arguments: Mapping[str, Any], pretrained: bool
+) -> nn.Module:
+    """Create a timm model in inference mode.
+
+    Args:
+        name: timm's name, with or without a tag of pretrained weights.
+        num_classes: Length of the logits; None for timm's default.
+        arguments: Further constructor arguments.
+        pretrained: Whether timm loads its own weights (from its cache, or the network).
+
+    Raises:
+        InvalidInputError: There is no such model, or it does not take these arguments.
+        CheckpointError: timm could not get its pretrained weights.
+    """
+    if not timm.is_model(name):
+        similar = timm.list_models(f"*{name.split('.')[0].split('_')[0]}*")[:5]
+        hint = f"; similar names are {', '.join(similar)}" if similar else ""
+        raise InvalidInputError(
+            f"timm {timm.__version__} has no model named {name!r}{hint}; "
+            "timm.list_models() has all names."
+        )
+    chosen = dict(arguments)
+    if num_classes is not None:
+        chosen["num_classes"] = num_classes
+    try:
+        model: nn.Module = timm.create_model(name, pretrained=False, **chosen)
+    except (TypeError, ValueError, AssertionError, RuntimeError, KeyError) as error:
+        raise InvalidInputError(
+            f"timm cannot create {name} with the arguments {chosen}: {error}."
+        ) from error
+    if pretrained:
+        model = _create_pretrained(name, chosen)
+    return model.eval()
+
+
+def load_checkpoint_file(path: Path) -> dict[str, Tensor]:
+    """Read a state dict from safetensors or from a torch file, without running code from it.
+
+    Args:
+        path: ``.safetensors``, or ``.pth``, ``.pt``, ``.bin``, ``.tar`` read with
+            ``weights_only=True``. Known wrappings, such as ``{"model": ...}``, are opened.
+
+    Raises:
+        CheckpointError: The file is missing, is of another kind, is damaged, would have to run
+            code, or holds no tensors.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"The checkpoint {path} is not a file.")
+    suffix = path.suffix.lower()
+    try:
+        if suffix == ".safetensors":
+            content: Any = load_file(path)
+        elif suffix in {".pth", ".pt", ".bin", ".tar"}:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        else:
+            raise CheckpointError(
+                f"The checkpoint {path} must be .safetensors, .pth, .pt, .bin or .tar."
+            )
+    # torch.load has no error class of its own: a damaged file can raise nearly anything.
+    except CheckpointError:
+        raise
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"The checkpoint {path} is not a complete safetensors file: {error}."
+        ) from error
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0]
+        raise CheckpointError(
+            f"The checkpoint {path} cannot be read as tensors alone ({reason:.200}); convert it "
+            "to safetensors where you trust its origin."
+        ) from error
+    return _unwrap(path, content)
+
+
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor], *, origin: str) -> None:
+    """Load a state dict that must fit exactly and be finite.
+
+    Args:
+        model: Receives the weights.
+        weights: By parameter name; a common prefix of ``DataParallel`` is removed.
+        origin: Where they came from, for messages.
+
+    Raises:
+        CheckpointError: Names or shapes differ, or a value is NaN or infinite.
+    """
+    cleaned = {name.removeprefix("module."): value for name, value in weights.items()}
+    expected = model.state_dict()
+    missing = sorted(expected.keys() - cleaned.keys())
+    unexpected = sorted(cleaned.keys() - expected.keys())
+    mismatched = sorted(
+        f"{name} is {tuple(cleaned[name].shape)} and should be {tuple(expected[name].shape)}"
+        for name in expected.keys() & cleaned.keys()
+        if cleaned[name].shape != expected[name].shape
+    )
+    faults = [
+        f"{len(names)} {kind} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+        for kind, names in (
+            ("missing", missing),
+            ("unexpected", unexpected),
+            ("of another shape", mismatched),
+        )
+        if names
+    ]
+    if faults:
+        raise CheckpointError(
+            f"The weights of {origin} do not fit the model {type(model).__name__}: "
+            f"{'; '.join(faults)}. Check the model's name, --num-classes and --model-arg."
+        )
+    for name, value in cleaned.items():
+        if not torch.isfinite(value).all():
+            raise CheckpointError(
+                f"The weights of {origin} are not finite: {name} holds NaN or infinity."
+            )
+    model.load_state_dict(cleaned)
+
+
+def preprocessing_of(model: nn.Module, overrides: Mapping[str, Any]) -> Preprocessing:
+    """Timm's data configuration of a model as our record.
+
+    Args:
+        model: A timm model; its configuration gives the defaults.
+        overrides: Fields of :class:`Preprocessing` that the user set.
+
+    Raises:
+        InvalidInputError: A field is unknown or does not fit the model's input.
+    """
+    from pydantic import ValidationError
+
+    from mimiq_runtime.schema import describe_faults
+
+    config = resolve_data_config({}, model=model, use_test_size=False)
+    patch_embed: Any = getattr(model, "patch_embed", None)
+    size = getattr(patch_embed, "img_size", None) or config["input_size"][1:]
+    channels = getattr(model, "in_chans", config["input_size"][0])
+    values = {
+        "input_size": (channels, *size),
+        "mean": _for_channels(config["mean"], channels),
+        "std": _for_channels(config["std"], channels),
+        "interpolation": config["interpolation"],
+        "crop_pct": config["crop_pct"],
+        "crop_mode": config["crop_mode"],
+        **overrides,
+    }
+    try:
+        preprocessing = Preprocessing.model_validate(values)
+    except ValidationError as error:
+        raise InvalidInputError(
+            f"The preprocessing is not valid: {'; '.join(describe_faults(error))}."
+        ) from error
+    if not len(preprocessing.mean) == len(preprocessing.std) == channels:
+        raise InvalidInputError(
+            f"The model has {channels} input channels, and the preprocessing has "
+            f"{len(preprocessing.mean)} means and {len(preprocessing.std)} standard deviations."
+        )
+    return preprocessing
+
+
+def _create_pretrained(name: str, arguments: Mapping[str, Any]) -> nn.Module:
+    try:
+        model: nn.Module = timm.create_model(name, pretrained=True, **arguments)
+    # Whatever the hub, the cache or the network raises means the same to the user.
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0]
+        raise CheckpointError(
+            f"timm could not load its pretrained weights of {name} ({reason:.200}); "
+            "check the network, or give the weights with --checkpoint."
+        ) from error
+    return model
+
+
+def _unwrap(path: Path, content: Any) -> dict[str, Tensor]:
+    for wrapper in WRAPPERS:
+        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
+            content = content[wrapper]
+    if isinstance(content, dict) and content:
+        tensors = {str(name): value for name, value in content.items()}
+        if all(isinstance(value, Tensor) for value in tensors.values()):
+            return tensors
+    raise CheckpointError(
+        f"The checkpoint {path} holds no state dict: expected tensors by name, at the top or "
+        f"under one of {', '.join(WRAPPERS)}."
+    )
+
+
+def _for_channels(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
+    """Timm's configuration speaks of three channels; another count gets their mean."""
+    return tuple(values) if len(values) == channels else (sum(values) / len(values),) * channels

@@ -1,0 +1,1 @@
+"""Quantizers: learned-step functions, modules that hold the scales, and the search for ranges."""

@@ -1,0 +1,110 @@
+"""The module that quantizes one tensor."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from mimiq_calib.quantizers.learned_step import (
+    learned_step_quantize,
+    lsq_gradient_scale,
+    quantize_to_codes,
+)
+from mimiq_runtime.quantization_table import QuantizedTensor, TensorKind
+
+if TYPE_CHECKING:
+    from mimiq_calib.quantizers.observer import ValueSample
+    from mimiq_runtime.grid import Grid
+
+__all__ = ["Quantizer"]
+
+
+class Quantizer(nn.Module):
+    """Quantizes one tensor to a grid and back, with a learned scale.
+
+    Args:
+        name: Dotted name in the model; it becomes the name in ``quantization.json`` and ONNX.
+        kind: Weight or activation.
+        bits: Nominal bit width.
+        grid: The codes that may come out.
+        channels: Number of scales, along axis 0; None for one scale in all.
+
+    Attributes:
+        scale: Step of the grid, ``()`` or ``(channels,)``, positive.
+        enabled: When False the tensor passes unchanged.
+        observer: When set the tensor is observed and passes unchanged.
+    """
+
+    def __init__(
+        self, name: str, kind: TensorKind, bits: int, grid: Grid, *, channels: int | None = None
+    ) -> None:
+        super().__init__()
+        self.name = name
+        self.kind = kind
+        self.bits = bits
+        self.grid = grid
+        self.axis = None if channels is None else 0
+        self.scale = nn.Parameter(torch.ones(() if channels is None else (channels,)))
+        self.enabled = True
+        self.observer: ValueSample | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Quantize ``x`` of any shape (axis 0 is the channel axis) and return its shape."""
+        if not self.enabled:
+            return x
+        if self.observer is not None:
+            self.observer.update(x)
+            return x
+        if torch.compiler.is_exporting():
+            return self._symbolic(x)
+        # Features of one sample share the step (LSQ, section 2.2): the batch is not counted.
+        elements = max(1, x[0].numel())
+        return learned_step_quantize(
+            x,
+            self._broadcast_scale(x),
+            self.grid,
+            gradient_scale=lsq_gradient_scale(elements, self.grid),
+        )
+
+    def codes(self, x: Tensor) -> Tensor:
+        """Integer codes of ``x``, int8, in its shape."""
+        return quantize_to_codes(x, self._broadcast_scale(x), self.grid).to(torch.int8)
+
+    def describe(self) -> QuantizedTensor:
+        """This quantizer's row in ``quantization.json``."""
+        return QuantizedTensor(
+            name=self.name,
+            kind=self.kind,
+            bits=self.bits,
+            qmin=self.grid.qmin,
+            qmax=self.grid.qmax,
+            axis=self.axis,
+            scale=self.scale.detach().tolist(),
+        )
+
+    def extra_repr(self) -> str:
+        """Shown when the model is printed."""
+        return f"{self.kind}, {self.bits} bits, codes {self.grid.qmin}..{self.grid.qmax}"
+
+    def _broadcast_scale(self, x: Tensor) -> Tensor:
+        return self.scale if self.axis is None else self.scale.view(-1, *[1] * (x.ndim - 1))
+
+    def _symbolic(self, x: Tensor) -> Tensor:
+        """One node ``mimiq_deploy::FakeQuantize`` in the captured graph, for the export passes."""
+        attributes: dict[str, Any] = {
+            "qmin": self.grid.qmin,
+            "qmax": self.grid.qmax,
+            "quantizer": self.name,
+        }
+        if self.axis is not None:
+            attributes["axis"] = self.axis
+        return torch.onnx.ops.symbolic(
+            "mimiq_deploy::FakeQuantize",
+            (x, self.scale),
+            attributes,
+            dtype=x.dtype,
+            shape=x.shape,
+            version=1,
+        )

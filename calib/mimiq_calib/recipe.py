@@ -1,0 +1,220 @@
+"""What a user may choose about a calibration, validated before any work starts.
+
+A recipe is a YAML file with the keys of :class:`Recipe`; those shipped are in
+``mimiq_deploy/recipes``. Imports no torch, so that a typing mistake is reported at once.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from mimiq_runtime.schema import Schema
+
+__all__ = [
+    "AugmentationSettings",
+    "DistillationSettings",
+    "ImageSource",
+    "ObservationSettings",
+    "Precision",
+    "QuantizationSettings",
+    "Recipe",
+    "SynthesisSettings",
+]
+
+Bits = Field(ge=2, le=8)
+
+FIRST_LAYER = "patch_embed.proj"
+LAST_LAYERS = ("head", "head_dist")
+
+
+class ImageSource(StrEnum):
+    """Where calibration images come from."""
+
+    MIMIQ = "mimiq"
+    NOISE = "noise"
+    FOLDER = "folder"
+
+
+class Precision(StrEnum):
+    """Arithmetic of the forward and backward passes.
+
+    ``auto`` is bfloat16 where the processor or GPU computes it natively, else single precision.
+    """
+
+    AUTO = "auto"
+    FP32 = "fp32"
+    BF16 = "bf16"
+
+
+class QuantizationSettings(Schema):
+    """Bit widths, and how ranges are first chosen.
+
+    Attributes:
+        weight_bits: Bits of all weights, per output channel, symmetric.
+        activation_bits: Bits of all activations, per tensor, symmetric.
+        first_layer_bits: Bits of the patch embedding's weight and input; None for the above.
+        last_layer_bits: Bits of the classifier's weight and input; None for the above.
+        quantize_images: Whether the patch embedding's input is quantized (the paper keeps it in
+            floating point).
+        weight_range: How the weights' scales are first chosen.
+        activation_range: How the activations' scales are first chosen.
+        percentile: The percentile for ranges chosen by it, in percent.
+        centre_attention: Whether the mean key and value are folded into biases, exactly.
+        equalise_norms: Whether shift and range of each channel of a LayerNorm's output are
+            folded into its neighbours, exactly.
+        shift_activations: Whether the MLP's activation gets a learned shift, which is one
+            elementwise addition in the engine.
+    """
+
+    weight_bits: int = Bits
+    activation_bits: int = Bits
+    first_layer_bits: int | None = Field(default=8, ge=2, le=8)
+    last_layer_bits: int | None = Field(default=8, ge=2, le=8)
+    quantize_images: bool = True
+    weight_range: Literal["minmax", "percentile", "mse"] = "mse"
+    activation_range: Literal["minmax", "percentile", "mse"] = "mse"
+    percentile: float = Field(default=99.99, ge=50, le=100)
+    centre_attention: bool = True
+    equalise_norms: bool = True
+    shift_activations: bool = True
+
+    def bits_of_layer(self, name: str) -> tuple[int, int]:
+        """Bits of the weight and of the input of a layer, by its dotted name."""
+        own = None
+        if name == FIRST_LAYER:
+            own = self.first_layer_bits
+        elif name in LAST_LAYERS:
+            own = self.last_layer_bits
+        return own or self.weight_bits, own or self.activation_bits
+
+
+class SynthesisSettings(Schema):
+    """How calibration images are made (MimiQ, section 2 of docs/method.md).
+
+    Attributes:
+        source: Where the images come from.
+        folder: Folder of pictures for the source ``folder``.
+        num_images: How many images.
+        batch_size: Images optimised together; one shard on disk.
+        iterations: Optimisation steps of a batch.
+        learning_rate: Of AdamW at the start; falls along a cosine to ``final_learning_rate``.
+        final_learning_rate: Of AdamW at the end.
+        weight_decay: Of AdamW.
+        head_similarity_weight: Weight of the inter-head loss.
+        class_weight: Weight of the cross-entropy with the random label.
+        total_variation_weight: Weight of the total variation.
+        jitter: Largest shift in pixels in the first half; twice as much in the second. None for
+            the paper's 8 pixels at 224, scaled to the model's input.
+        flip: Whether images are mirrored at random.
+        precision: Arithmetic of forward and backward passes.
+    """
+
+    source: ImageSource = ImageSource.MIMIQ
+    folder: str | None = None
+    num_images: int = Field(ge=1)
+    batch_size: int = Field(default=16, ge=1)
+    iterations: int = Field(default=2000, ge=1)
+    learning_rate: float = Field(default=0.1, gt=0)
+    final_learning_rate: float = Field(default=0.001, ge=0)
+    weight_decay: float = Field(default=1e-6, ge=0)
+    head_similarity_weight: float = Field(default=1.0, ge=0)
+    class_weight: float = Field(default=1.0, ge=0)
+    total_variation_weight: float = Field(default=2.5e-5, ge=0)
+    jitter: int | None = Field(default=None, ge=0)
+    flip: bool = False
+    precision: Precision = Precision.AUTO
+
+    @model_validator(mode="after")
+    def _folder_belongs_to_its_source(self) -> Self:
+        if (self.source is ImageSource.FOLDER) != (self.folder is not None):
+            raise ValueError("source 'folder' and the key 'folder' go together")
+        return self
+
+
+class ObservationSettings(Schema):
+    """On how many images the activations' first ranges are chosen.
+
+    Attributes:
+        num_images: At most this many, from the first on.
+        batch_size: Images a forward pass.
+    """
+
+    num_images: int = Field(default=32, ge=1)
+    batch_size: int = Field(default=16, ge=1)
+
+
+class AugmentationSettings(Schema):
+    """Random changes to the synthetic images while distilling (section 3.3 of docs/method.md).
+
+    Attributes:
+        enabled: Whether images are changed at all.
+        smallest_crop: Smallest share of the area that a random crop keeps.
+        flip: Whether images are mirrored at random.
+        colour: Probability of a random change of brightness, contrast, saturation and hue.
+        grayscale: Probability of losing the colour.
+        blur: Probability of a Gaussian blur.
+    """
+
+    enabled: bool = True
+    smallest_crop: float = Field(default=0.08, gt=0, le=1)
+    flip: bool = True
+    colour: float = Field(default=0.8, ge=0, le=1)
+    grayscale: float = Field(default=0.2, ge=0, le=1)
+    blur: float = Field(default=0.5, ge=0, le=1)
+
+
+class DistillationSettings(Schema):
+    """How the quantized model is trained on the full-precision one (docs/method.md, section 3).
+
+    Attributes:
+        epochs: Passes over the images; 0 for calibrated ranges only.
+        batch_size: Images a step.
+        optimizer: ``sgd`` with Nesterov momentum 0.9 as published, or ``adamw``.
+        learning_rate: Of weights, biases and normalisation, at the start; falls along a cosine.
+        scale_learning_rate: Of the scales' logarithms.
+        final_learning_rate_ratio: Learning rate at the end as a share of that at the start.
+        warmup_epochs: Epochs in which only the scales learn.
+        weight_decay: Of weights and biases.
+        temperature: Of the softmax in the Kullback-Leibler loss.
+        logit_weight: Weight of the Kullback-Leibler loss.
+        structure_weight: Weight of the head-wise structural attention loss (gamma).
+        gradient_clip: Largest norm of all gradients together; None for no limit.
+        augmentation: Random changes to the images.
+        precision: Arithmetic of forward and backward passes.
+    """
+
+    epochs: int = Field(default=0, ge=0)
+    batch_size: int = Field(default=16, ge=1)
+    optimizer: Literal["sgd", "adamw"] = "adamw"
+    learning_rate: float = Field(default=1e-4, gt=0)
+    scale_learning_rate: float = Field(default=1e-3, ge=0)
+    final_learning_rate_ratio: float = Field(default=0.01, ge=0, le=1)
+    warmup_epochs: int = Field(default=0, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    temperature: float = Field(default=5.0, gt=0)
+    logit_weight: float = Field(default=1.0, ge=0)
+    structure_weight: float = Field(default=10.0, ge=0)
+    gradient_clip: float | None = Field(default=1.0, gt=0)
+    augmentation: AugmentationSettings = AugmentationSettings()
+    precision: Precision = Precision.AUTO
+
+
+class Recipe(Schema):
+    """All choices of a calibration.
+
+    Attributes:
+        name: Shown in reports and written into the ONNX file.
+        quantization: Bit widths and first ranges.
+        synthesis: How calibration images are made.
+        observation: On how many of them ranges are chosen.
+        distillation: How the quantized model is trained.
+    """
+
+    name: str
+    quantization: QuantizationSettings
+    synthesis: SynthesisSettings
+    observation: ObservationSettings = ObservationSettings()
+    distillation: DistillationSettings = DistillationSettings()

@@ -1,0 +1,91 @@
+r"""Per-channel shift and scale of LayerNorm outputs, folded into their neighbours.
+
+With a shift z and a factor d for each channel, :math:`y' = (y - z) / d` is what the LayerNorm
+gives with :math:`\gamma / d` and :math:`(\beta - z) / d`, and the Linear layers after it take
+:math:`W \, \mathrm{diag}(d)` and :math:`b + W z`. The function stays; the range of one grid for
+all channels fits each of them. The factor is :math:`d_c = r_c^\alpha` for half-ranges
+:math:`r_c`: RepQ-ViT (arXiv 2212.08254) has :math:`\alpha = 1`, SmoothQuant (arXiv 2211.10438) a
+fixed compromise; here each layer gets the :math:`\alpha` with the least error of its own output.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from mimiq_calib.quantizers.learned_step import quantize_to_codes
+from mimiq_calib.quantizers.range_search import mse_scale
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mimiq_calib.reparametrization.statistics import ChannelStatistics
+    from mimiq_runtime.grid import Grid
+
+__all__ = ["equalise_norm"]
+
+STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
+TAIL = 0.001
+"""Share of the rows on either side that a channel's range leaves out."""
+
+
+def equalise_norm(
+    norm: nn.LayerNorm,
+    layers: Sequence[nn.Linear],
+    outputs: ChannelStatistics,
+    *,
+    weight_grid: Grid,
+    activation_grid: Grid,
+) -> float:
+    """Shift and scale the channels of a LayerNorm's output for the grids that follow.
+
+    Args:
+        norm: With weight and bias; changed.
+        layers: Every Linear layer that takes its output, each with a bias; changed.
+        outputs: Statistics of the LayerNorm's output.
+        weight_grid: Grid of the layers' weights.
+        activation_grid: Grid of the LayerNorm's output.
+
+    Returns:
+        The strength that was chosen, 0 (shift only) to 1 (all channels have the same range).
+    """
+    rows = outputs.rows()
+    tail = torch.tensor([TAIL, 1 - TAIL], device=rows.device)
+    low, high = torch.quantile(rows, tail, dim=0)
+    shift = (low + high) / 2
+    # A channel that never changes has no range; it shall not become infinitely fine.
+    half_range = ((high - low) / 2).clamp_min(1e-3 * float((high - low).max()) + 1e-12)
+    weight = torch.cat([layer.weight for layer in layers])
+    centred = rows - shift
+    exact = centred @ weight.T
+    errors = []
+    for strength in STRENGTHS:
+        factor = _factor(half_range, strength)
+        inputs = _quantized(centred / factor, activation_grid, per_row=False)
+        weights = _quantized(weight * factor, weight_grid, per_row=True)
+        errors.append(float((inputs @ weights.T - exact).square().mean()))
+    strength = STRENGTHS[min(range(len(errors)), key=errors.__getitem__)]
+    _fold(norm, layers, shift, _factor(half_range, strength))
+    return strength
+
+
+def _factor(half_range: Tensor, strength: float) -> Tensor:
+    factor = half_range**strength
+    # The common part is left to the quantizer's scale: weights stay about as large as they were.
+    return factor / factor.log().mean().exp()
+
+
+def _quantized(values: Tensor, grid: Grid, *, per_row: bool) -> Tensor:
+    flat = values if per_row else values.reshape(1, -1)
+    scale = mse_scale(flat, grid, candidates=24)[:, None]
+    return (quantize_to_codes(flat, scale, grid) * scale).view_as(values)
+
+
+def _fold(norm: nn.LayerNorm, layers: Sequence[nn.Linear], shift: Tensor, factor: Tensor) -> None:
+    norm.bias.data.sub_(shift).div_(factor)
+    norm.weight.data.div_(factor)
+    for layer in layers:
+        layer.bias.data.add_(layer.weight @ shift)
+        layer.weight.data.mul_(factor)

@@ -1,0 +1,72 @@
+"""Teacher and student of a run directory, rebuilt from its files alone."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from mimiq_calib.conversion.convert import build_student, expose_attention, quantizers_of
+from mimiq_calib.model_loading import create_model, load_weights
+from mimiq_calib.recipe import Recipe
+from mimiq_runtime.errors import CheckpointError, RunDirectoryError
+from mimiq_runtime.quantization_table import QuantizationTable
+from mimiq_runtime.run_directory import RunDirectory
+
+if TYPE_CHECKING:
+    import numpy as np
+
+__all__ = ["load_student", "load_teacher", "recipe_of", "save_student"]
+
+MADE_BY = "mimiq-deploy calibrate"
+
+
+def recipe_of(run: RunDirectory) -> Recipe:
+    """The recipe a run was made with."""
+    return Recipe.model_validate(run.manifest.recipe)
+
+
+def load_teacher(run: RunDirectory) -> nn.Module:
+    """The full-precision model with exposed attention.
+
+    Raises:
+        RunDirectoryError: The weights are missing or damaged.
+    """
+    record = run.manifest.model
+    model = create_model(
+        record.name, num_classes=record.num_classes, arguments=record.arguments, pretrained=False
+    )
+    _load(run, model, RunDirectory.MODEL)
+    return expose_attention(model)
+
+
+def load_student(run: RunDirectory) -> nn.Module:
+    """The quantized model with its learned scales, ready to run.
+
+    Raises:
+        RunDirectoryError: The run was not calibrated to its end, or a file is damaged.
+    """
+    student = build_student(load_teacher(run), recipe_of(run).quantization)
+    _load(run, student, RunDirectory.QUANTIZED)
+    return student
+
+
+def save_student(run: RunDirectory, student: nn.Module) -> None:
+    """Write the student's weights and scales, and the table that describes its quantizers."""
+    run.write_tensors(RunDirectory.QUANTIZED, _arrays(student.state_dict()))
+    table = QuantizationTable(tensors=[q.describe() for q in quantizers_of(student)])
+    run.write_json(RunDirectory.TABLE, table.model_dump(mode="json"))
+
+
+def _load(run: RunDirectory, model: nn.Module, relative: str) -> None:
+    arrays = run.read_tensors(relative, made_by=MADE_BY)
+    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    try:
+        load_weights(model, tensors, origin=str(run.path(relative)))
+    except CheckpointError as error:
+        raise RunDirectoryError(str(error)) from error
+
+
+def _arrays(tensors: dict[str, Tensor]) -> dict[str, np.ndarray]:
+    return {name: value.detach().cpu().contiguous().numpy() for name, value in tensors.items()}

@@ -1,0 +1,114 @@
+r"""Similarity of attention heads, and the loss that raises it (MimiQ, arXiv 2407.20021).
+
+For one query, each head's logits over the keys are one map. Two maps are compared by the
+structural similarity index (Wang et al. 2004) with one window over the whole map:
+
+.. math::
+    \mathrm{SSIM}_{ij} = \frac{(2 m_i m_j + C_1)(2 s_{ij} + C_2)}
+                              {(m_i^2 + m_j^2 + C_1)(v_i + v_j + C_2)}
+
+with means m, biased variances v and covariance s over the keys, after each map was normalised
+to the range 0 to 1, :math:`C_1 = 0.01^2` and :math:`C_2 = 0.03^2`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["head_similarity", "inter_head_loss", "mean_head_similarity"]
+
+C1 = 0.01**2
+C2 = 0.03**2
+RANGE_EPSILON = 1e-8
+
+
+def head_similarity(logits: Tensor) -> Tensor:
+    """SSIM of every pair of heads for every query.
+
+    Args:
+        logits: ``(batch, heads, queries, keys)``, prefix tokens removed, any floating type.
+
+    Returns:
+        ``(batch, queries, heads, heads)``, single precision, symmetric, -1 to 1. A map without
+        any variation counts as a map of zeros.
+    """
+    low, high, mean, covariance = _MapStatistics.apply(logits)
+    # SSIM of normalised maps from the statistics of raw ones: normalising is affine.
+    spread = high - low + RANGE_EPSILON
+    means = ((mean - low) / spread)[..., None]
+    covariances = covariance / (spread[..., None] * spread[..., None, :])
+    variances = covariances.diagonal(dim1=-2, dim2=-1)[..., None]
+    luminance = (2 * means * means.mT + C1) / (means.square() + means.mT.square() + C1)
+    structure = (2 * covariances + C2) / (variances + variances.mT + C2)
+    similarity: Tensor = luminance * structure
+    return similarity
+
+
+def inter_head_loss(similarity: Tensor) -> Tensor:
+    """Mean of ``1 - SSIM^2`` over images, queries and ordered pairs of heads.
+
+    As in the published method, a head's pair with itself counts (with a loss of nearly zero),
+    and anti-aligned maps count as similar.
+
+    Args:
+        similarity: What :func:`head_similarity` returned.
+
+    Returns:
+        Scalar, 0 (all heads alike) to 1.
+    """
+    return (1 - similarity.square()).mean()
+
+
+def mean_head_similarity(similarity: Tensor) -> Tensor:
+    """Mean SSIM over images, queries and pairs of different heads: the figure for reports.
+
+    Args:
+        similarity: What :func:`head_similarity` returned.
+
+    Returns:
+        Scalar, -1 to 1; one head alone is entirely like itself and gives 1.
+    """
+    heads = similarity.shape[-1]
+    if heads == 1:
+        return torch.ones((), device=similarity.device)
+    off_diagonal = similarity.sum(dim=(-2, -1)) - similarity.diagonal(dim1=-2, dim2=-1).sum(-1)
+    return off_diagonal.mean() / (heads * (heads - 1))
+
+
+class _MapStatistics(torch.autograd.Function):
+    """Minimum, maximum, mean and covariances of the maps of each query.
+
+    Written by hand because the tensors are large and the arithmetic is little: one centred copy
+    of the logits is all that is kept, no tensor of heads x heads x queries x keys is formed, and
+    the gradient is one batched product, where automatic differentiation takes a dozen passes.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        maps = logits.transpose(1, 2)
+        low, at_low = maps.min(dim=-1)
+        high, at_high = maps.max(dim=-1)
+        mean = maps.mean(dim=-1, dtype=torch.float32)
+        # Contiguous as (batch, queries, heads, keys), so that the product needs no other copy.
+        centred = torch.empty(maps.shape, dtype=torch.float32, device=maps.device)
+        torch.sub(maps, mean[..., None], out=centred)
+        covariance = centred @ centred.mT / maps.shape[-1]
+        ctx.save_for_backward(centred, at_low, at_high)
+        ctx.dtype = logits.dtype
+        return low.float(), high.float(), mean, covariance
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        low_gradient, high_gradient, mean_gradient, covariance_gradient = gradients
+        centred, at_low, at_high = ctx.saved_tensors
+        keys = centred.shape[-1]
+        # d cov_ij / d x_i = centred_j / keys: centring adds nothing, its rows sum to zero.
+        symmetric = (covariance_gradient + covariance_gradient.mT) / keys
+        gradient = torch.matmul(symmetric, centred)
+        gradient += mean_gradient[..., None] / keys
+        gradient.scatter_add_(-1, at_low[..., None], low_gradient[..., None])
+        gradient.scatter_add_(-1, at_high[..., None], high_gradient[..., None])
+        return gradient.transpose(1, 2).to(ctx.dtype)

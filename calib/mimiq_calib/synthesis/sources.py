@@ -1,0 +1,123 @@
+"""Where calibration images come from; all sources give the same thing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from mimiq_calib.pixels import PixelScale
+from mimiq_calib.recipe import ImageSource, SynthesisSettings
+from mimiq_calib.synthesis.mimiq import SynthesisedBatch, synthesise_batch
+from mimiq_runtime.errors import DatasetError
+from mimiq_runtime.images import IMAGE_SUFFIXES
+from mimiq_runtime.preprocessing import preprocess_files
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from mimiq_runtime.manifest import Preprocessing
+
+__all__ = ["ShardRequest", "make_shard", "steps_of_shard"]
+
+
+@dataclass(frozen=True)
+class ShardRequest:
+    """One shard to make.
+
+    Attributes:
+        first: Number of its first image in the run.
+        size: How many images.
+        generator: Source of all its randomness.
+    """
+
+    first: int
+    size: int
+    generator: torch.Generator
+
+
+def steps_of_shard(settings: SynthesisSettings) -> int:
+    """How many steps of progress one shard takes."""
+    return settings.iterations if settings.source is ImageSource.MIMIQ else 1
+
+
+def make_shard(
+    teacher: nn.Module,
+    settings: SynthesisSettings,
+    preprocessing: Preprocessing,
+    request: ShardRequest,
+    *,
+    num_classes: int,
+    device: torch.device,
+    advance: Callable[[int, str], None],
+) -> SynthesisedBatch:
+    """Make one shard of images from the source that the settings name.
+
+    Args:
+        teacher: Full-precision model with exposed attention; only MimiQ looks at it.
+        settings: The source and how it works.
+        preprocessing: Size of the input and the range of real pixels.
+        request: Which images.
+        num_classes: Number of labels to draw from.
+        device: Where the teacher is.
+        advance: Called with the number of steps done and a note.
+
+    Returns:
+        The images; their labels are -1 where the source has none.
+
+    Raises:
+        DatasetError: The source is a folder that does not have enough pictures.
+        InvalidInputError: The synthesis diverged.
+    """
+    match settings.source:
+        case ImageSource.MIMIQ:
+            return synthesise_batch(
+                teacher,
+                settings,
+                preprocessing,
+                batch_size=request.size,
+                num_classes=num_classes,
+                generator=request.generator,
+                device=device,
+                advance=advance,
+            )
+        case ImageSource.NOISE:
+            batch = _noise(preprocessing, request)
+        case ImageSource.FOLDER:
+            batch = _pictures(Path(settings.folder or ""), preprocessing, request)
+    advance(1, "")
+    return batch
+
+
+def _noise(preprocessing: Preprocessing, request: ShardRequest) -> SynthesisedBatch:
+    """Gaussian noise in normalised space, as the baselines of the literature use it."""
+    pixel_scale = PixelScale(preprocessing, torch.device("cpu"))
+    shape = (request.size, *preprocessing.input_size)
+    pixels = pixel_scale.to_pixels(torch.randn(shape, generator=request.generator))
+    return SynthesisedBatch(pixels, _no_labels(request.size), [])
+
+
+def _pictures(
+    folder: Path, preprocessing: Preprocessing, request: ShardRequest
+) -> SynthesisedBatch:
+    """Real pictures, the yardstick: the same ones for every recipe, in an order by name."""
+    try:
+        found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    except OSError as error:
+        raise DatasetError(f"The folder of pictures {folder} cannot be read: {error}.") from error
+    chosen = found[request.first : request.first + request.size]
+    if len(chosen) < request.size:
+        raise DatasetError(
+            f"synthesis.num_images asks for picture {request.first + request.size}, and the folder "
+            f"{folder} has {len(found)}: lower it or name another folder."
+        )
+    images = torch.from_numpy(preprocess_files(chosen, preprocessing))
+    pixels = PixelScale(preprocessing, torch.device("cpu")).to_pixels(images)
+    return SynthesisedBatch(pixels, _no_labels(request.size), [])
+
+
+def _no_labels(size: int) -> torch.Tensor:
+    return torch.full((size,), -1, dtype=torch.int64)

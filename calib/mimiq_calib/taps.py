@@ -1,0 +1,46 @@
+"""Reading the tensors inside the attention of a model while it runs."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Literal
+
+from mimiq_calib.conversion.attention import ExposedAttention
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor, nn
+
+__all__ = ["attention_taps"]
+
+
+@contextlib.contextmanager
+def attention_taps(
+    model: nn.Module, place: Literal["logits", "head_outputs"]
+) -> Iterator[list[Tensor]]:
+    """Record one tensor of every attention module in each forward pass.
+
+    Args:
+        model: A model with exposed attention.
+        place: ``logits``, raw products of queries and keys ``(batch, heads, queries, keys)``; or
+            ``head_outputs``, the weighted values ``(batch, heads, tokens, head_dim)``.
+
+    Yields:
+        A list that holds, after a forward pass, one tensor a layer in the order of the layers;
+        it is emptied when the next forward pass starts. Gradients flow through them.
+    """
+    recorded: list[Tensor] = []
+    handles = [model.register_forward_pre_hook(lambda *_: recorded.clear())]
+    for module in model.modules():
+        if isinstance(module, ExposedAttention):
+            tap: nn.Module = getattr(module, place)
+            handles.append(
+                tap.register_forward_hook(lambda _module, _inputs, output: recorded.append(output))
+            )
+    try:
+        yield recorded
+    finally:
+        for handle in handles:
+            handle.remove()
+        recorded.clear()

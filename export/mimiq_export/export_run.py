@@ -1,0 +1,151 @@
+"""From a torch model to an ONNX file: capture, the target's passes, metadata, checks, write."""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import hashlib
+import os
+from typing import TYPE_CHECKING
+
+import onnx
+import onnx_ir as ir
+
+from mimiq_export.capture import capture
+from mimiq_export.fake_quantize import fake_quantizes
+from mimiq_export.passes.metadata import METADATA_PREFIX, WriteMetadataPass
+from mimiq_export.record import (
+    ExportRecord,
+    count_operators,
+    list_floating_point_products,
+    list_quantizers,
+)
+from mimiq_export.targets.registry import get_target
+from mimiq_runtime.atomic import atomic_path, sha256_of
+from mimiq_runtime.errors import OnnxModelError
+from mimiq_runtime.manifest import FileRecord
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from torch import nn
+
+    from mimiq_export.provenance import ExportProvenance
+
+__all__ = ["EXTERNAL_DATA_ABOVE", "export_model", "write_onnx"]
+
+EXTERNAL_DATA_ABOVE = 2**31 - 2**24
+"""Bytes of weights above which they get a file of their own.
+
+Protobuf ends at 2 GiB, and the graph needs some of it.
+"""
+
+
+def export_model(model: nn.Module, *, target: str, provenance: ExportProvenance) -> ir.Model:
+    """Turn a torch model into the graph that a target runs.
+
+    Args:
+        model: A student with calibrated quantizers, or a teacher for the target ``fp32``; in
+            inference mode. It is not changed.
+        target: Name of the target; see :func:`mimiq_export.targets.registry.get_target`.
+        provenance: Written into the model's metadata; its preprocessing gives the input's size.
+
+    Raises:
+        InvalidInputError: There is no such target.
+        UnsupportedModelError: torch cannot capture the model.
+        OnnxModelError: A scale cannot be used, or the target leaves quantizers in the graph.
+    """
+    chosen = get_target(target)
+    graph = capture(model, provenance.preprocessing.input_size, opset=chosen.opset)
+    for graph_pass in (*chosen.passes, WriteMetadataPass(provenance, chosen.name)):
+        graph = graph_pass(graph).model
+    left = next(fake_quantizes(graph), None)
+    if left is not None:
+        raise OnnxModelError(
+            f"The target {target} writes models without quantization, and {left.quantizer} is a "
+            "quantizer: export the full-precision model instead."
+        )
+    return graph
+
+
+def write_onnx(
+    model: ir.Model, path: Path, *, external_data_above: int = EXTERNAL_DATA_ABOVE
+) -> ExportRecord:
+    """Check a model and write it; the file appears whole or not at all.
+
+    Args:
+        model: What :func:`export_model` returned.
+        path: Where to write, usually ``model.onnx`` of a run's export folder.
+        external_data_above: Models with more bytes of weights get a second file beside ``path``,
+            named ``<path.name>.<digest>.data`` after its content, so that a new version never
+            touches the weights that the old ``path`` refers to.
+
+    Returns:
+        The content of ``export.json``.
+
+    Raises:
+        InvalidInputError: The folder cannot be written to.
+        OnnxModelError: The model is not valid ONNX.
+    """
+    external: Path | None = None
+    if sum(tensor.nbytes for tensor in _tensors(model)) > external_data_above:
+        external = path.with_name(f"{path.name}.{_digest(model)}.data")
+    with _removed_on_failure(external), atomic_path(path) as temporary:
+        ir.save(model, temporary, external_data=external.name if external else None)
+        _check(temporary)
+        if external is not None:
+            _flush_to_disk(external)
+    for stale in path.parent.glob(f"{glob.escape(path.name)}.{'[0-9a-f]' * 16}.data"):
+        if stale != external:
+            stale.unlink()
+    return ExportRecord(
+        target=model.metadata_props.get(f"{METADATA_PREFIX}target", ""),
+        opset=model.opset_imports[""],
+        onnx=_file_record(path),
+        external_data={external.name: _file_record(external)} if external else {},
+        operators=count_operators(model),
+        quantized=list_quantizers(model),
+        not_quantized=list_floating_point_products(model),
+    )
+
+
+def _check(path: Path) -> None:
+    try:
+        onnx.checker.check_model(path, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise OnnxModelError(f"The exported model is not valid ONNX: {error}") from error
+
+
+def _tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
+    for value in model.graph.initializers.values():
+        if value.const_value is not None:
+            yield value.const_value
+
+
+def _digest(model: ir.Model) -> str:
+    digest = hashlib.sha256()
+    for tensor in _tensors(model):
+        digest.update(f"{tensor.name} {tensor.dtype} {tensor.shape}".encode())
+        digest.update(tensor.tobytes())
+    return digest.hexdigest()[:16]
+
+
+@contextlib.contextmanager
+def _removed_on_failure(path: Path | None) -> Iterator[None]:
+    existed = path is not None and path.exists()
+    try:
+        yield
+    except BaseException:
+        if path is not None and not existed:
+            path.unlink(missing_ok=True)
+        raise
+
+
+def _flush_to_disk(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _file_record(path: Path) -> FileRecord:
+    return FileRecord(sha256=sha256_of(path), bytes=path.stat().st_size)

@@ -1,0 +1,1 @@
+"""Graph passes: one idea a file, each an ``onnx_ir.passes.PassBase``."""

@@ -1,0 +1,28 @@
+"""ONNX Runtime on a CPU: int8 Q/DQ pairs with single-precision scales."""
+
+from __future__ import annotations
+
+import onnx_ir.passes.common as common_passes
+
+from mimiq_export.passes.quantize_activations import QuantizeActivationsPass
+from mimiq_export.passes.quantize_weights import QuantizeWeightsPass
+from mimiq_export.passes.split_gemm_bias import SplitGemmBiasPass
+from mimiq_export.passes.transpose_before_quantizer import TransposeBeforeQuantizerPass
+from mimiq_export.targets.target import Target
+
+__all__ = ["ORT_CPU"]
+
+ORT_CPU = Target(
+    name="ort-cpu",
+    # Gelu needs 20; from 21 on int8 Q/DQ next to a Reshape does not load in ONNX Runtime 1.32.
+    opset=20,
+    passes=(
+        SplitGemmBiasPass(),
+        TransposeBeforeQuantizerPass(),
+        QuantizeWeightsPass(),
+        QuantizeActivationsPass(),
+        common_passes.RemoveUnusedNodesPass(),
+        common_passes.RemoveUnusedOpsetsPass(),
+        common_passes.TopologicalSortPass(),
+    ),
+)

@@ -1,0 +1,26 @@
+"""What a target is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+__all__ = ["Target"]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A kind of engine, and how a captured graph is rewritten for it.
+
+    Attributes:
+        name: As the user writes it.
+        opset: Version of the ONNX operators.
+        passes: Applied from first to last.
+    """
+
+    name: str
+    opset: int
+    passes: tuple[ir.passes.PassBase, ...]

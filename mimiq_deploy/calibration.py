@@ -1,0 +1,321 @@
+"""Calibrating a model: synthesis, observation, distillation, each a stage of the run directory."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from mimiq_runtime.errors import CheckpointError, InvalidInputError, RunDirectoryError
+from mimiq_runtime.machine import library_versions
+from mimiq_runtime.manifest import ModelRecord, RunManifest
+from mimiq_runtime.progress import progress_bar
+from mimiq_runtime.run_directory import RunDirectory
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    import torch
+    from torch import Tensor, nn
+
+    from mimiq_calib.recipe import Recipe
+
+__all__ = ["CalibrationRequest", "calibrate"]
+
+SYNTHESIS, OBSERVATION, DISTILLATION = "synthesis", "observation", "distillation"
+CHECKPOINT = "checkpoints/distillation.safetensors"
+LIBRARIES = ("mimiq-deploy", "torch", "torchvision", "timm", "numpy", "safetensors", "pillow")
+
+
+@dataclass(frozen=True)
+class CalibrationRequest:
+    """What to calibrate, and how.
+
+    Attributes:
+        model: timm's name of the model.
+        recipe: All choices of the method.
+        checkpoint: File with the weights; None for timm's own pretrained weights.
+        num_classes: Length of the logits; None for timm's default, or what the checkpoint's
+            classifier says.
+        model_arguments: Constructor arguments beyond timm's defaults.
+        preprocessing: Fields of the preprocessing that differ from timm's configuration.
+        labels: Name of each class, or None.
+        seed: Seed of every random choice.
+        device: torch's name of the device.
+    """
+
+    model: str
+    recipe: Recipe
+    checkpoint: Path | None = None
+    num_classes: int | None = None
+    model_arguments: Mapping[str, Any] = field(default_factory=dict)
+    preprocessing: Mapping[str, Any] = field(default_factory=dict)
+    labels: Sequence[str] | None = None
+    seed: int = 0
+    device: str = "cpu"
+
+
+def calibrate(request: CalibrationRequest, output: Path, *, resume: bool = False) -> RunDirectory:
+    """Calibrate a model without data and write the run directory.
+
+    Args:
+        request: What to calibrate, and how.
+        output: The run directory to make.
+        resume: Continue the run in ``output`` where it stopped. A run that is not there is
+            started; one that was made with other choices is refused.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        InvalidInputError: Something about the request, the checkpoint or the directory; see
+            :mod:`mimiq_runtime.errors`.
+    """
+    from mimiq_calib.conversion.convert import expose_attention
+
+    device = _device(request.device)
+    model, manifest = _load_model(request)
+    teacher = expose_attention(model).to(device)
+    run = _create_or_resume(output, manifest, resume=resume)
+    if RunDirectory.MODEL not in run.manifest.files:
+        run.write_tensors(RunDirectory.MODEL, _arrays(model))
+    if run.stage_is_done(DISTILLATION):
+        return run
+    images = _synthesise(run, teacher, request.recipe, device)
+    student = _observe(run, teacher, request.recipe, images, device)
+    _distill(run, student, teacher, request.recipe, images)
+    return run
+
+
+def _device(name: str) -> torch.device:
+    import torch
+
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    # torch raises different errors for unknown names, missing drivers and missing devices.
+    except (RuntimeError, AssertionError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise InvalidInputError(
+            f"The device {name!r} cannot be used ({reason}); cpu always can."
+        ) from error
+    return device
+
+
+def _load_model(request: CalibrationRequest) -> tuple[nn.Module, RunManifest]:
+    from mimiq_calib import model_loading
+
+    weights = None
+    num_classes = request.num_classes
+    if request.checkpoint is not None:
+        weights = model_loading.load_checkpoint_file(request.checkpoint)
+        num_classes = num_classes or _classes_of(weights)
+    model = model_loading.create_model(
+        request.model,
+        num_classes=num_classes,
+        arguments=request.model_arguments,
+        pretrained=weights is None,
+    )
+    origin = f"{request.model} (timm's pretrained weights)"
+    if weights is not None and request.checkpoint is not None:
+        origin = request.checkpoint.name
+        model_loading.load_weights(model, weights, origin=str(request.checkpoint))
+    classes = int(getattr(model, "num_classes", 0))
+    if request.labels is not None and len(request.labels) != classes:
+        raise InvalidInputError(
+            f"The model has {classes} classes, and {len(request.labels)} labels were given."
+        )
+    record = ModelRecord(
+        name=request.model,
+        arguments=dict(request.model_arguments),
+        num_classes=max(classes, 1),
+        weights=origin,
+        weights_sha256=_fingerprint(model),
+        labels=list(request.labels) if request.labels is not None else _known_labels(classes),
+    )
+    manifest = RunManifest(
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        model=record,
+        preprocessing=model_loading.preprocessing_of(model, request.preprocessing),
+        recipe=request.recipe.model_dump(mode="json"),
+        seed=request.seed,
+        environment=library_versions(LIBRARIES),
+    )
+    return model, manifest
+
+
+def _create_or_resume(output: Path, manifest: RunManifest, *, resume: bool) -> RunDirectory:
+    if not resume or not (output / RunDirectory.MANIFEST).exists():
+        return RunDirectory.create(output, manifest)
+    run = RunDirectory.open(output)
+    for choice in ("model", "preprocessing", "recipe", "seed"):
+        before, now = getattr(run.manifest, choice), getattr(manifest, choice)
+        if before != now:
+            raise RunDirectoryError(
+                f"The run in {output} was started with another {choice}; resume it with the "
+                "choices it was started with, or choose another directory."
+            )
+    return run
+
+
+def _synthesise(
+    run: RunDirectory, teacher: nn.Module, recipe: Recipe, device: torch.device
+) -> Tensor:
+    """Make the shards that are not there yet; return all images, uint8 ``(n, c, h, w)``."""
+    import torch
+
+    from mimiq_calib.randomness import piece_generator
+    from mimiq_calib.synthesis.preview import write_preview
+    from mimiq_calib.synthesis.sources import ShardRequest, make_shard, steps_of_shard
+
+    settings = recipe.synthesis
+    starts = range(0, settings.num_images, settings.batch_size)
+    names = [f"images/shard-{shard:05d}.safetensors" for shard in range(len(starts))]
+    if not run.stage_is_done(SYNTHESIS):
+        begun = time.monotonic()
+        run.begin_stage(SYNTHESIS)
+        per_shard = steps_of_shard(settings)
+        with progress_bar("synthesis", per_shard * len(starts)) as advance:
+            for shard, (first, name) in enumerate(zip(starts, names, strict=True)):
+                if name in run.manifest.files:
+                    advance(per_shard, "")
+                    continue
+                size = min(settings.batch_size, settings.num_images - first)
+                batch = make_shard(
+                    teacher,
+                    settings,
+                    run.manifest.preprocessing,
+                    ShardRequest(first, size, piece_generator(run.manifest.seed, SYNTHESIS, shard)),
+                    num_classes=run.manifest.model.num_classes,
+                    device=device,
+                    advance=advance,
+                )
+                run.write_metrics(SYNTHESIS, shard, batch.metrics)
+                run.write_tensors(
+                    name, {"images": batch.images.numpy(), "labels": batch.labels.numpy()}
+                )
+        write_preview(run, names)
+        run.finish_stage(SYNTHESIS, seconds=time.monotonic() - begun)
+    shards = [run.read_tensors(name, made_by="mimiq-deploy calibrate") for name in names]
+    return torch.cat([torch.from_numpy(shard["images"]) for shard in shards])
+
+
+def _observe(
+    run: RunDirectory, teacher: nn.Module, recipe: Recipe, images: Tensor, device: torch.device
+) -> nn.Module:
+    """Build the student and choose its shifts and first scales.
+
+    Quick enough to be done again when a run is resumed.
+    """
+    import copy
+
+    from mimiq_calib.conversion.convert import insert_quantizers
+    from mimiq_calib.observation import observe_activations, scale_weights
+    from mimiq_calib.pixels import PixelScale
+    from mimiq_calib.reparametrization.activation_shift import insert_shifts, link_shifts
+    from mimiq_calib.reparametrization.reparametrize import reparametrize
+
+    begun = time.monotonic()
+    settings = recipe.quantization
+    chosen = images[: recipe.observation.num_images]
+    pixel_scale = PixelScale(run.manifest.preprocessing, device)
+    student = copy.deepcopy(teacher)
+    with progress_bar("observation", 2 * len(chosen)) as advance:
+        if settings.shift_activations:
+            insert_shifts(student)
+        reparametrize(
+            student,
+            settings,
+            chosen,
+            pixel_scale,
+            batch_size=recipe.observation.batch_size,
+            advance=advance,
+        )
+        insert_quantizers(student, settings)
+        link_shifts(student)
+        scale_weights(student, settings)
+        observe_activations(
+            student,
+            settings,
+            chosen,
+            pixel_scale,
+            batch_size=recipe.observation.batch_size,
+            advance=advance,
+        )
+    run.finish_stage(OBSERVATION, seconds=time.monotonic() - begun)
+    return student
+
+
+def _distill(
+    run: RunDirectory, student: nn.Module, teacher: nn.Module, recipe: Recipe, images: Tensor
+) -> None:
+    from dataclasses import asdict
+
+    from mimiq_calib.distillation.distill import EpochMetrics, distill, steps_of_distillation
+    from mimiq_calib.reparametrization.activation_shift import fold_shifts
+    from mimiq_calib.run_models import save_student
+
+    begun = time.monotonic()
+    run.begin_stage(DISTILLATION)
+    details: dict[str, Any] = {}
+
+    def on_epoch(metrics: EpochMetrics) -> None:
+        details.update(asdict(metrics))
+        run.write_metrics(DISTILLATION, metrics.epoch, [asdict(metrics)])
+
+    settings = recipe.distillation
+    if settings.epochs:
+        with progress_bar("distillation", steps_of_distillation(settings, len(images))) as advance:
+            distill(
+                student,
+                teacher,
+                images,
+                settings,
+                run.manifest.preprocessing,
+                seed=run.manifest.seed,
+                checkpoint=run.path(CHECKPOINT),
+                on_epoch=on_epoch,
+                advance=advance,
+            )
+    fold_shifts(student)
+    save_student(run, student)
+    run.finish_stage(DISTILLATION, seconds=time.monotonic() - begun, details=details)
+    run.path(CHECKPOINT).unlink(missing_ok=True)
+
+
+def _classes_of(weights: Mapping[str, Tensor]) -> int | None:
+    """Number of classes by the classifier's bias, so that users need not count them."""
+    for name in ("head.bias", "module.head.bias", "head.weight", "module.head.weight"):
+        if name in weights and weights[name].ndim > 0:
+            return int(weights[name].shape[0])
+    return None
+
+
+def _known_labels(classes: int) -> list[str] | None:
+    """Names of ImageNet's classes for a model that has as many, as timm knows them."""
+    from timm.data import ImageNetInfo
+
+    if classes != 1000:
+        return None
+    info = ImageNetInfo("imagenet-1k")
+    return [info.index_to_description(index) for index in range(classes)]
+
+
+def _fingerprint(model: nn.Module) -> str:
+    import hashlib
+
+    digest = hashlib.sha256()
+    for name, array in _arrays(model).items():
+        digest.update(name.encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def _arrays(model: nn.Module) -> dict[str, Any]:
+    state = model.state_dict()
+    unknown = [name for name, value in state.items() if not hasattr(value, "numpy")]
+    if unknown:
+        raise CheckpointError(f"The model holds values that are no tensors: {', '.join(unknown)}.")
+    return {name: value.detach().cpu().contiguous().numpy() for name, value in state.items()}

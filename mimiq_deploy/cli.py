@@ -1,0 +1,155 @@
+"""The command ``mimiq-deploy``: a group whose subcommands are imported when they are called.
+
+Exit codes: 0 done; 1 a gate or a requirement is not met; 2 the user's mistake or something
+missing, said in one sentence; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from dataclasses import dataclass
+from typing import Any
+
+import click
+
+from mimiq_runtime.errors import MimiqDeployError
+
+__all__ = ["COMMANDS", "LazyCommand", "LazyGroup", "cli", "main"]
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C: 128 and the number of the signal, as shells have it."""
+
+
+@dataclass(frozen=True)
+class LazyCommand:
+    """Where a command is, and what the overview says about it.
+
+    Attributes:
+        module: The module that defines a click command of the same name as here.
+        help: The command's short help, repeated so that the overview imports no command.
+    """
+
+    module: str
+    help: str
+
+
+COMMANDS = {
+    "calibrate": LazyCommand(
+        "mimiq_deploy.commands.calibrate", "Quantize a model without any of its training data"
+    ),
+    "export": LazyCommand("mimiq_deploy.commands.export", "Write the ONNX model of a run"),
+    "validate": LazyCommand(
+        "mimiq_deploy.commands.validate", "Check parity and accuracy on pictures, as gates"
+    ),
+    "bench": LazyCommand(
+        "mimiq_deploy.commands.bench", "Measure latency and throughput beside the baselines"
+    ),
+    "predict": LazyCommand(
+        "mimiq_deploy.commands.predict", "Classify pictures with a run's exported model"
+    ),
+    "inspect": LazyCommand(
+        "mimiq_deploy.commands.inspect", "Show what a run or an ONNX file holds"
+    ),
+    "doctor": LazyCommand(
+        "mimiq_deploy.commands.doctor", "Show what this machine can run and what is missing"
+    ),
+    "demo": LazyCommand("mimiq_deploy.commands.demo", "Tell the whole story on built-in real data"),
+}
+"""The commands, in the order of the overview."""
+
+
+class LazyGroup(click.Group):
+    """A group that imports a command's module only when that command is called.
+
+    It also turns what the project raises on purpose, and Ctrl-C, into one sentence and an exit
+    code, so that every command may simply raise.
+
+    Args:
+        table: Where each command is, by name.
+        arguments: What :class:`click.Group` takes.
+    """
+
+    def __init__(self, *, table: dict[str, LazyCommand], **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.table = table
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names in the order of the table."""
+        return list(self.table)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import a command; None when there is none of this name."""
+        entry = self.table.get(cmd_name)
+        return None if entry is None else _load(cmd_name, entry.module)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command to call; a mistyped name is answered with the one that is nearest."""
+        name = args[0]
+        if name not in self.table and not name.startswith("-") and not ctx.resilient_parsing:
+            near = difflib.get_close_matches(name, self.table, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            ctx.fail(f"No such command {name!r}.{hint}")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the overview from the table, without importing any command."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, entry.help) for name, entry in self.table.items()])
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Call the command; one sentence and an exit code for what it raises on purpose."""
+        try:
+            return super().invoke(ctx)
+        except MimiqDeployError as error:
+            _report(str(error))
+            ctx.exit(error.exit_code)
+        except KeyboardInterrupt:
+            _report("Interrupted; what was finished is kept, and the command can be run again.")
+            ctx.exit(INTERRUPTED)
+
+
+def _report(message: str) -> None:
+    """Print an error on standard error, in one line."""
+    sentence = " ".join(line.strip() for line in message.splitlines())
+    click.echo(f"Error: {sentence}", err=True)
+
+
+def _load(name: str, module: str) -> click.Command:
+    """The click command called ``name`` that a module defines.
+
+    It is found by its name in the command line, so that a module may call the function as it
+    likes where the name is one of Python's own.
+    """
+    for value in vars(importlib.import_module(module)).values():
+        if isinstance(value, click.Command) and value.name == name:
+            return value
+    raise LookupError(f"{module} defines no click command named {name!r}.")
+
+
+@click.group(
+    cls=LazyGroup,
+    table=COMMANDS,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(package_name="mimiq-deploy", message="%(prog)s %(version)s")
+def cli() -> None:
+    r"""Low-bit vision transformers without training data: from checkpoint to edge engine.
+
+    A run is one directory that every command reads and adds to:
+
+    \b
+      mimiq-deploy calibrate deit_tiny_patch16_224 -o run
+      mimiq-deploy export run --target ort-cpu
+      mimiq-deploy validate run --engine ort-cpu
+    """
+
+
+def main() -> None:
+    """Run the command line and exit; the entry point of ``mimiq-deploy``.
+
+    A reader that closes the pipe, such as ``head``, ends it quietly.
+    """
+    cli.main(prog_name="mimiq-deploy")

@@ -1,0 +1,41 @@
+"""``mimiq-deploy export``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from mimiq_deploy.commands.options import json_option, output_console, print_json, run_argument
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@click.command(short_help="Write the ONNX model of a run")
+@run_argument
+@click.option(
+    "--target",
+    default="ort-cpu",
+    show_default=True,
+    metavar="NAME",
+    help="Kind of engine that the ONNX is written for.",
+)
+@json_option
+def export(run: Path, target: str, as_json: bool) -> None:
+    """Write the quantized ONNX of RUN for a target, and the FP32 ONNX beside it."""
+    from mimiq_deploy.exporting import export_run, onnx_path
+    from mimiq_runtime.run_directory import RunDirectory
+
+    record = export_run(RunDirectory.open(run), target)
+    if as_json:
+        print_json(record.model_dump(mode="json"))
+        return
+    console = output_console()
+    console.print(
+        f"{run / onnx_path(target)}: {record.onnx.bytes / 1e6:.2f} MB, opset {record.opset}"
+    )
+    console.print(f"  {len(record.quantized)} quantized tensors")
+    for product in record.not_quantized:
+        console.print(f"  in floating point: {product.op_type} {product.node}: {product.reason}")
+    console.print(f"Next: mimiq-deploy validate {run} --engine {target}")

@@ -1,0 +1,91 @@
+"""Options that several commands share, and the two ways in which they print."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = [
+    "engine_option",
+    "engines_option",
+    "json_option",
+    "output_console",
+    "print_json",
+    "run_argument",
+]
+
+_WIDTH_OF_A_FILE = 120
+
+
+def _check_engines(
+    context: click.Context, parameter: click.Parameter, value: str | tuple[str, ...]
+) -> str | tuple[str, ...]:
+    # Not a click.Choice: the names would be imported for --help.
+    from mimiq_runtime.session import known_engines
+
+    known = known_engines()
+    for name in (value,) if isinstance(value, str) else value:
+        if name not in known:
+            raise click.BadParameter(f"expected one of {', '.join(known)}; got {name!r}.")
+    return value
+
+
+run_argument = click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
+"""The run directory; the parameter ``run``, a :class:`~pathlib.Path`."""
+
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Print JSON on standard output instead of tables."
+)
+"""``--json``; the parameter ``as_json``."""
+
+engine_option = click.option(
+    "--engine",
+    default="ort-cpu",
+    show_default=True,
+    metavar="NAME",
+    callback=_check_engines,
+    help="What runs the model.",
+)
+"""``--engine NAME``; the parameter ``engine``, a known name."""
+
+engines_option = click.option(
+    "--engine",
+    "engines",
+    multiple=True,
+    default=("ort-cpu",),
+    show_default=True,
+    metavar="NAME",
+    callback=_check_engines,
+    help="What runs the model; may be given more than once.",
+)
+"""``--engine NAME``, repeatable; the parameter ``engines``, a tuple of known names."""
+
+
+def print_json(value: Any) -> None:
+    """Print indented JSON on standard output.
+
+    Raises:
+        ValueError: The value holds NaN or infinity, which JSON cannot say.
+    """
+    click.echo(json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False))
+
+
+def output_console() -> Console:
+    """Where tables are printed: standard output, as text that is taken literally.
+
+    Into a file or a pipe they are 120 columns wide unless ``COLUMNS`` says otherwise.
+    """
+    from rich.console import Console
+
+    fixed = not sys.stdout.isatty() and "COLUMNS" not in os.environ
+    return Console(
+        markup=False, highlight=False, emoji=False, width=_WIDTH_OF_A_FILE if fixed else None
+    )

@@ -1,0 +1,1 @@
+"""The demonstration: a small model of handwritten digits, and its story."""

@@ -1,0 +1,129 @@
+"""``run.json``: what a run directory holds, and where all of it came from."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any, Literal
+
+from pydantic import Field
+
+from mimiq_runtime.schema import Schema
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "FileRecord",
+    "ModelRecord",
+    "Preprocessing",
+    "RunManifest",
+    "StageRecord",
+    "StageState",
+]
+
+SCHEMA_VERSION = 1
+"""Raised whenever an older program could misread a newer run directory."""
+
+
+class Preprocessing(Schema):
+    """How a picture becomes the model's input; the fields are timm's data configuration.
+
+    Attributes:
+        input_size: Channels, height and width of the model's input, in pixels. One channel means
+            that pictures are read as grayscale.
+        mean: Mean of each channel in the range 0 to 1.
+        std: Standard deviation of each channel in the range 0 to 1, all positive.
+        interpolation: Filter of the resize.
+        crop_pct: The centre crop keeps this share of the resized picture's shorter side.
+        crop_mode: ``center`` resizes the shorter side; ``squash`` resizes both sides.
+    """
+
+    input_size: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bicubic"
+    crop_pct: float = Field(default=0.875, gt=0, le=1)
+    crop_mode: Literal["center", "squash"] = "center"
+
+
+class ModelRecord(Schema):
+    """Which model was quantized.
+
+    Attributes:
+        name: timm's name of the architecture.
+        arguments: Arguments of its constructor beyond timm's defaults.
+        num_classes: Length of the logits.
+        weights: Where the weights came from: a file's name, or timm's tag of pretrained weights.
+        weights_sha256: SHA-256 of the full-precision state dict as stored in the run.
+        labels: Name of each class, or None when nobody knows them.
+    """
+
+    name: str
+    arguments: dict[str, Any]
+    num_classes: int = Field(ge=1)
+    weights: str
+    weights_sha256: str
+    labels: list[str] | None = None
+
+
+class StageState(StrEnum):
+    """How far a stage has come."""
+
+    RUNNING = "running"
+    DONE = "done"
+
+
+class StageRecord(Schema):
+    """State of one stage of the run.
+
+    Attributes:
+        state: Running or done. A stage that was killed stays ``running`` and can be resumed.
+        seconds: Wall-clock time of the stage, summed over resumptions.
+        details: What the stage has to tell, such as its final losses.
+    """
+
+    state: StageState
+    seconds: float = 0.0
+    details: dict[str, Any] = Field(default_factory=dict)
+
+
+class FileRecord(Schema):
+    """One file of the run.
+
+    Attributes:
+        sha256: Hexadecimal digest of its content.
+        bytes: Its size.
+    """
+
+    sha256: str
+    bytes: int
+
+
+class RunManifest(Schema):
+    """The content of ``run.json``.
+
+    Attributes:
+        schema_version: See :data:`SCHEMA_VERSION`.
+        created: Time of the run's start, ISO 8601 in UTC.
+        model: Which model was quantized.
+        preprocessing: How a picture becomes the model's input.
+        recipe: The recipe as it was resolved, every key written out.
+        seed: Seed of every random choice.
+        environment: Version of each library that took part, and of the platform.
+        stages: State of each stage, by its name.
+        files: Digest of each finished file, by its path relative to the run directory.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    created: str
+    model: ModelRecord
+    preprocessing: Preprocessing
+    recipe: dict[str, Any]
+    seed: int
+    environment: dict[str, str]
+    stages: dict[str, StageRecord] = Field(default_factory=dict)
+    files: dict[str, FileRecord] = Field(default_factory=dict)
+
+    @property
+    def bits(self) -> str:
+        """The bit widths in the field's notation, such as ``w4a4``."""
+        quantization = self.recipe["quantization"]
+        return f"w{quantization['weight_bits']}a{quantization['activation_bits']}"

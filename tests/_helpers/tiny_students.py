@@ -1,0 +1,87 @@
+"""A ViT of two blocks with weights that matter, and students of it with hand-made scales."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from mimiq_calib.conversion.convert import expose_attention, insert_quantizers, quantizers_of
+from mimiq_calib.quantizers.observer import ValueSample
+from mimiq_calib.recipe import QuantizationSettings
+from mimiq_runtime.quantization_table import TensorKind
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from mimiq_calib.quantizers.quantizer import Quantizer
+
+INPUT_SIZE = (3, 32, 32)
+
+SATURATION = 0.8
+"""Scales cover this share of the largest value, so that every grid clips something."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A torch model and the graph it became."""
+
+    torch_model: nn.Module
+    graph: ir.Model
+
+
+def tiny_vit(**arguments: object) -> nn.Module:
+    """Random weights from a fixed seed, large enough for attention that is not uniform."""
+    torch.manual_seed(7)
+    architecture = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
+    name = arguments.pop("name", "vit_tiny_patch16_224")
+    model: nn.Module = timm.create_model(name, num_classes=10, **architecture | arguments)
+    for parameter in model.parameters():
+        if parameter.ndim >= 2:
+            nn.init.normal_(parameter, std=1.5 / parameter[0].numel() ** 0.5)
+        else:
+            # Biases of 0 and LayerNorm weights of 1 would hide a mistake; so no equal ones.
+            parameter.data += 0.2 * torch.randn_like(parameter)
+    return model.eval()
+
+
+def images(batch: int) -> Tensor:
+    """Always the same images, ``(batch, 3, 32, 32)``."""
+    return torch.randn(5, *INPUT_SIZE, generator=torch.Generator().manual_seed(3))[:batch]
+
+
+def calibrated_student(teacher: nn.Module, settings: QuantizationSettings) -> nn.Module:
+    """Scales from the values of :func:`images`, with :data:`SATURATION`."""
+    student = insert_quantizers(teacher, settings)
+    quantizers = list(quantizers_of(student))
+    for quantizer in quantizers:
+        quantizer.observer = ValueSample()
+    with torch.no_grad():
+        student(images(5))
+    for quantizer in quantizers:
+        quantizer.scale.data = SATURATION * _largest(quantizer, student) / quantizer.grid.qmax
+        quantizer.observer = None
+    return student
+
+
+@functools.cache
+def tiny_teacher() -> nn.Module:
+    return expose_attention(tiny_vit())
+
+
+@functools.cache
+def tiny_student(weight_bits: int, activation_bits: int) -> nn.Module:
+    settings = QuantizationSettings(weight_bits=weight_bits, activation_bits=activation_bits)
+    return calibrated_student(tiny_teacher(), settings)
+
+
+def _largest(quantizer: Quantizer, student: nn.Module) -> Tensor:
+    if quantizer.kind is TensorKind.WEIGHT:
+        layer = student.get_submodule(quantizer.name.removesuffix(".weight_quantizer"))
+        return layer.weight.detach().flatten(1).abs().amax(dim=1)
+    assert quantizer.observer is not None
+    return quantizer.observer.values().abs().max()

@@ -1,0 +1,194 @@
+"""The command line: lazy imports, exit codes, one sentence an error."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import click
+import pytest
+from _helpers.runs import make_run
+from click.testing import CliRunner
+
+import mimiq_deploy
+from mimiq_deploy.cli import COMMANDS, LazyCommand, LazyGroup, cli
+from mimiq_runtime.errors import MimiqDeployError
+
+# Everything that --help may not import: it fails as if it were not installed.
+BLOCKER = """
+import sys
+
+HEAVY = {
+    "torch", "torchvision", "timm", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "openvino",
+    "tensorrt", "polygraphy", "sklearn", "matplotlib", "mimiq_export",
+}
+TORCH_FREE = {"mimiq_calib", "mimiq_calib.recipe"}
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        root = name.partition(".")[0]
+        if root in HEAVY or (root == "mimiq_calib" and name not in TORCH_FREE):
+            raise ModuleNotFoundError(f"blocked: {name}", name=name)
+
+assert not HEAVY & set(sys.modules), HEAVY & set(sys.modules)
+sys.meta_path.insert(0, Blocker())
+"""
+RUN_CLI = "from mimiq_deploy.cli import main; main()"
+
+
+def run_blocked(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", BLOCKER + code, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def run_module(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "mimiq_deploy", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("module", ["onnx", "mimiq_calib.conversion", "mimiq_export"])
+def test_the_blocker_blocks(module: str) -> None:
+    result = run_blocked(f"import {module}")
+    assert "blocked" in result.stderr
+
+
+@pytest.mark.parametrize("arguments", [[], *([name] for name in COMMANDS)], ids=str)
+def test_help_needs_no_heavy_library(arguments: list[str]) -> None:
+    result = run_blocked(RUN_CLI, *arguments, "--help")
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    assert result.stdout.startswith(f"Usage: {' '.join(['mimiq-deploy', *arguments])} ")
+
+
+def test_overview_imports_no_command() -> None:
+    code = f"""
+import atexit
+atexit.register(lambda: print(sorted(m for m in sys.modules if "mimiq_deploy.commands" in m)))
+{RUN_CLI}
+"""
+    result = run_blocked(code, "--help")
+    assert result.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_overview_says_what_the_command_says(name: str) -> None:
+    command = cli.get_command(click.Context(cli), name)
+    assert command is not None
+    assert command.get_short_help_str(limit=200) == COMMANDS[name].help
+    assert COMMANDS[name].help in CliRunner().invoke(cli, ["--help"]).output
+
+
+def test_commands_are_those_of_the_folder() -> None:
+    folder = Path(mimiq_deploy.__file__).parent / "commands"
+    modules = {
+        f"mimiq_deploy.commands.{path.stem}"
+        for path in folder.glob("*.py")
+        if "@click.command" in path.read_text(encoding="utf-8")
+    }
+    assert modules == {command.module for command in COMMANDS.values()}
+
+
+def test_version() -> None:
+    result = CliRunner().invoke(cli, ["--version"], prog_name="mimiq-deploy")
+    assert result.output == f"mimiq-deploy {mimiq_deploy.__version__}\n"
+    assert mimiq_deploy.__version__[0].isdigit()
+
+
+def test_package_has_no_other_lazy_attribute() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        _ = mimiq_deploy.nonsense
+
+
+@pytest.mark.parametrize(
+    ("typed", "hint"), [("inspekt", " Did you mean 'inspect'?"), ("zzz", "")], ids=["near", "far"]
+)
+def test_unknown_command(typed: str, hint: str) -> None:
+    result = CliRunner().invoke(cli, [typed])
+    assert result.exit_code == 2
+    assert result.output.splitlines()[-1] == f"Error: No such command '{typed}'.{hint}"
+
+
+def test_users_mistake_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
+    result = run_module("inspect", str(tmp_path))
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert result.stderr.startswith(f"Error: {tmp_path} is not a run directory")
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_closed_pipe_is_quiet(tmp_path: Path) -> None:
+    make_run(tmp_path / "run", exported=False)
+    for option in ([], ["--json"]):
+        with subprocess.Popen(
+            [sys.executable, "-m", "mimiq_deploy", "inspect", str(tmp_path / "run"), *option],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        ) as process:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            process.stdout.close()
+            errors = process.stderr.read()
+        assert errors == b""
+        assert process.returncode == 1
+
+
+class StrangeError(MimiqDeployError):
+    exit_code = 3
+
+
+@click.command("fail")
+@click.argument("how")
+def failing_command(how: str) -> None:
+    """Fail."""
+    failures: dict[str, BaseException] = {
+        "strange": StrangeError("first line\n  second line"),
+        "interrupt": KeyboardInterrupt(),
+        "bug": ZeroDivisionError("a bug"),
+    }
+    raise failures[how]
+
+
+@pytest.fixture
+def failing_group(monkeypatch: pytest.MonkeyPatch) -> LazyGroup:
+    module = types.ModuleType("failing_module")
+    vars(module)["an_arbitrary_name"] = failing_command
+    monkeypatch.setitem(sys.modules, "failing_module", module)
+    table = {
+        "fail": LazyCommand("failing_module", "Fail"),
+        "absent": LazyCommand("failing_module", "Not in its module"),
+    }
+    return LazyGroup(table=table, name="group")
+
+
+def test_an_error_gives_its_exit_code_and_one_line(failing_group: LazyGroup) -> None:
+    result = CliRunner().invoke(failing_group, ["fail", "strange"])
+    assert result.exit_code == 3
+    assert result.output == "Error: first line second line\n"
+
+
+def test_an_interrupt_is_exit_code_130(failing_group: LazyGroup) -> None:
+    result = CliRunner().invoke(failing_group, ["fail", "interrupt"])
+    assert result.exit_code == 130
+    assert result.output.startswith("Error: Interrupted;")
+    assert result.output.count("\n") == 1
+
+
+def test_a_bug_keeps_its_traceback(failing_group: LazyGroup) -> None:
+    result = CliRunner().invoke(failing_group, ["fail", "bug"])
+    assert isinstance(result.exception, ZeroDivisionError)
+
+
+def test_a_module_without_its_command_is_a_bug(failing_group: LazyGroup) -> None:
+    result = CliRunner().invoke(failing_group, ["absent"])
+    assert isinstance(result.exception, LookupError)
+    assert "failing_module defines no click command named 'absent'" in str(result.exception)

@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import functools
+
+import pytest
+from _helpers.tiny_students import INPUT_SIZE, Exported, tiny_student, tiny_teacher
+
+from mimiq_export.export_run import export_model
+from mimiq_export.provenance import ExportProvenance
+from mimiq_runtime.manifest import Preprocessing
+
+PREPROCESSING = Preprocessing(input_size=INPUT_SIZE, mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3))
+
+
+def provenance_of(bits: str) -> ExportProvenance:
+    return ExportProvenance(
+        version="0.1.0",
+        run_id="9f86d081884c7d65",
+        model="vit_tiny_patch16_224",
+        bits=bits,
+        recipe="quick",
+        preprocessing=PREPROCESSING,
+    )
+
+
+@pytest.fixture(scope="session")
+def provenance() -> ExportProvenance:
+    return provenance_of("w4a4")
+
+
+@functools.cache
+def _exported(weight_bits: int, activation_bits: int) -> Exported:
+    student = tiny_student(weight_bits, activation_bits)
+    bits = f"w{weight_bits}a{activation_bits}"
+    graph = export_model(student, target="ort-cpu", provenance=provenance_of(bits))
+    return Exported(student, graph)
+
+
+@pytest.fixture(scope="session")
+def exported_teacher() -> Exported:
+    teacher = tiny_teacher()
+    return Exported(teacher, export_model(teacher, target="fp32", provenance=provenance_of("fp32")))
+
+
+@pytest.fixture(scope="session")
+def exported_w4a4() -> Exported:
+    return _exported(4, 4)
+
+
+@pytest.fixture(scope="session", params=[(8, 8), (4, 4), (2, 3)], ids=["w8a8", "w4a4", "w2a3"])
+def exported(request: pytest.FixtureRequest) -> Exported:
+    return _exported(*request.param)

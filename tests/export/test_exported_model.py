@@ -1,0 +1,156 @@
+"""Whole models: what the ONNX file computes against the torch model that it was made from."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+import torch
+from _helpers.onnx_graphs import Array, run_ort, run_reference
+from _helpers.tiny_students import Exported, images, tiny_teacher, tiny_vit
+from torch import nn
+
+from mimiq_calib.conversion.convert import quantizers_of
+from mimiq_runtime.quantization_table import TensorKind
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def torch_logits(model: nn.Module, batch: int) -> Array:
+    with torch.no_grad():
+        return model(images(batch)).numpy()
+
+
+def assert_same_logits(student: nn.Module, logits: Array, batch: int) -> None:
+    """Equal but for codes that flip at a tie.
+
+    Engines sum in another order than torch, so an activation that lies within the last bits of a
+    tie may take the neighbouring code, which shifts others. Flips can only move the logits by a
+    part of what quantization itself moves them by: a wrong grid, scale or axis moves them more.
+    """
+    expected = torch_logits(student, batch)
+    quantization = np.abs(expected - torch_logits(tiny_teacher(), batch)).max()
+    error = np.abs(logits - expected).max(axis=1)
+    assert error.max() <= 0.1 * quantization
+    # Flips are rare and stay within their image: all images but one agree to single precision.
+    np.testing.assert_array_less(np.sort(error)[:-1], 1e-5)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5])
+@pytest.mark.parametrize("optimize", [True, False], ids=["optimized", "as-written"])
+def test_onnx_runtime_gives_the_students_logits(
+    exported: Exported, batch: int, optimize: bool
+) -> None:
+    feeds = {"images": images(batch).numpy()}
+    (logits,) = run_ort(exported.graph, feeds, optimize=optimize)
+    assert logits.shape == (batch, 10)
+    assert_same_logits(exported.torch_model, logits, batch)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_the_onnx_reference_gives_the_students_logits(exported: Exported, batch: int) -> None:
+    (logits,) = run_reference(exported.graph, {"images": images(batch).numpy()})
+    assert_same_logits(exported.torch_model, logits, batch)
+
+
+def test_every_quantizer_gives_the_codes_of_torch(exported: Exported) -> None:
+    """From the very same input, code by code; with equal inputs ties cannot tell them apart."""
+    nodes = {node.name: node for node in exported.graph.graph}
+    quantizers = {
+        quantizer.name: quantizer
+        for quantizer in quantizers_of(exported.torch_model)
+        if quantizer.kind is TensorKind.ACTIVATION
+    }
+    inputs = {
+        name: (nodes.get(f"{name}/Clip") or nodes[f"{name}/QuantizeLinear"]).inputs[0].name
+        for name in quantizers
+    }
+    wanted = [*inputs.values(), *(f"{name}/codes" for name in inputs)]
+    feeds = {"images": images(5).numpy()}
+    wanted = [name for name in wanted if name not in feeds]
+    values = run_ort(exported.graph, feeds, outputs=wanted, optimize=False)
+    value = feeds | dict(zip(wanted, values, strict=True))
+    for name, quantizer in quantizers.items():
+        codes = value[f"{name}/codes"]
+        expected = quantizer.codes(torch.from_numpy(value[inputs[name]])).numpy()
+        np.testing.assert_array_equal(codes, expected, err_msg=name)
+        # The scales of this model clip on purpose: each grid is used to one of its ends.
+        assert {quantizer.grid.qmin, quantizer.grid.qmax} & set(codes.flat) - {0}, name
+
+
+def test_weights_are_the_codes_of_torch_in_int8(exported: Exported) -> None:
+    dequantize = {
+        node.name.removesuffix("/DequantizeLinear"): node
+        for node in exported.graph.graph
+        if node.op_type == "DequantizeLinear"
+    }
+    for quantizer in quantizers_of(exported.torch_model):
+        if quantizer.kind is TensorKind.WEIGHT:
+            layer = exported.torch_model.get_submodule(quantizer.name.rpartition(".")[0])
+            expected = quantizer.codes(layer.weight.detach()).numpy()
+            node = dequantize[quantizer.name]
+            codes = node.inputs[0].const_value.numpy()
+            axis = node.attributes["axis"].as_int()
+            assert codes.dtype == np.int8
+            assert quantizer.grid.qmin <= codes.min() < codes.max() == quantizer.grid.qmax
+            np.testing.assert_array_equal(codes if axis == 0 else codes.T, expected)
+
+
+def test_the_graph_is_valid_opset_20_of_onnx_operators_only(exported: Exported) -> None:
+    proto = ir.to_proto(exported.graph)
+    onnx.checker.check_model(proto, full_check=True)
+    assert [(opset.domain, opset.version) for opset in proto.opset_import] == [("", 20)]
+    assert {node.domain for node in proto.graph.node} == {""}
+
+
+def test_every_product_takes_dequantized_tensors_directly(exported: Exported) -> None:
+    products = [node for node in exported.graph.graph if node.op_type in {"Conv", "Gemm", "MatMul"}]
+    assert len(products) == 14
+    for node in products:
+        producers = [value.producer().op_type for value in node.inputs[:2]]
+        assert producers == ["DequantizeLinear"] * 2, node.name
+
+
+def test_every_weight_scale_has_an_explicit_axis_and_every_activation_none(
+    exported: Exported,
+) -> None:
+    for node in exported.graph.graph:
+        if node.op_type in {"QuantizeLinear", "DequantizeLinear"}:
+            per_channel = node.inputs[1].const_value.shape.numpy() != ()
+            assert ("axis" in node.attributes) == per_channel == ("weight_quantizer" in node.name)
+
+
+def test_no_floating_point_copy_of_a_quantized_weight_is_left(exported: Exported) -> None:
+    matrices = {
+        name
+        for name, value in exported.graph.graph.initializers.items()
+        if value.dtype == ir.DataType.FLOAT and len(value.shape) >= 2
+    }
+    assert matrices == {"cls_token", "pos_embed"}
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5])
+def test_the_teacher_equals_timm(exported_teacher: Exported, batch: int) -> None:
+    (logits,) = run_ort(exported_teacher.graph, {"images": images(batch).numpy()})
+    # Single precision, another order of summation.
+    np.testing.assert_allclose(logits, torch_logits(tiny_vit(), batch), rtol=0, atol=1e-5)
+
+
+def test_onnx_runtime_makes_every_matrix_product_an_integer_product(
+    exported: Exported, tmp_path: Path
+) -> None:
+    optimized = tmp_path / "optimized.onnx"
+    run_ort(exported.graph, {"images": images(1).numpy()}, optimized_path=optimized)
+    counts = Counter(node.op_type for node in onnx.load(optimized).graph.node)
+    # qkv, two products of attention, proj, fc1, fc2 in each of two blocks.
+    assert counts["MatMulIntegerToFloat"] + counts["QLinearMatMul"] == 2 * 6
+    assert counts["QGemm"] == 1  # the head
+    assert not {"MatMul", "Gemm", "FusedMatMul", "MatMulNBits"} & set(counts)
+    # Its Conv is the one product that ONNX Runtime computes in floating point: it takes an
+    # integer convolution only where the output is quantized, too.
+    assert (counts["Conv"], counts["DequantizeLinear"]) == (1, 2)
