@@ -151,7 +151,8 @@ def _create_or_resume(output: Path, manifest: RunManifest, *, resume: bool) -> R
         return RunDirectory.create(output, manifest)
     run = RunDirectory.open(output)
     for choice in ("model", "preprocessing", "recipe", "seed"):
-        before, now = getattr(run.manifest, choice), getattr(manifest, choice)
+        # As JSON has it: a tuple among the model's arguments is a list in run.json.
+        before, now = (m.model_dump(mode="json")[choice] for m in (run.manifest, manifest))
         if before != now:
             raise RunDirectoryError(
                 f"The run in {output} was started with another {choice}; resume it with the "

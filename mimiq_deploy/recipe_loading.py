@@ -21,6 +21,9 @@ __all__ = ["load_recipe", "parse_bits", "parse_setting", "shipped_recipes"]
 LARGEST_FILE = 64 * 1024
 """A recipe has a few dozen lines; anything larger is a mistake or an attack."""
 
+# PyYAML has no errors of its own for what it reads as dates, numbers or explicit types.
+_YAML_ERRORS = (yaml.YAMLError, AttributeError, LookupError, RecursionError, ValueError)
+
 
 def shipped_recipes() -> list[str]:
     """Names of the recipes that come with the program."""
@@ -36,8 +39,8 @@ def parse_bits(text: str) -> tuple[int, int]:
     Raises:
         InvalidInputError: The text is of another form, or a width is not 2 to 8.
     """
-    match = re.fullmatch(r"w(\d+)a(\d+)", text.lower())
-    if match is None or not all(2 <= int(width) <= 8 for width in match.groups()):
+    match = re.fullmatch(r"w([2-8])a([2-8])", text.lower())
+    if match is None:
         raise InvalidInputError(
             f"Bit widths are written like w4a8, each from 2 to 8; got {text!r}."
         )
@@ -56,7 +59,7 @@ def parse_setting(text: str) -> tuple[list[str], Any]:
         raise InvalidInputError(f"A setting is written like distillation.epochs=3; got {text!r}.")
     try:
         parsed = yaml.load(value, Loader=_StrictLoader)  # a SafeLoader, and stricter
-    except yaml.YAMLError as error:
+    except _YAML_ERRORS as error:
         raise InvalidInputError(f"The value of the setting {text!r} is not YAML.") from error
     return key.strip().split("."), parsed
 
@@ -118,7 +121,7 @@ def _read(name_or_path: str) -> dict[str, Any]:
         text = _read_file(Path(name_or_path))
     try:
         content = yaml.load(text, Loader=_StrictLoader)  # a SafeLoader, and stricter
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
+    except _YAML_ERRORS as error:
         reason = " ".join(str(error).split())
         raise RecipeError(name_or_path, [f"not a YAML file that can be used: {reason}"]) from error
     if not isinstance(content, dict):

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mimiq_deploy.exporting import BASELINE, onnx_path
-from mimiq_runtime.dataset import iterate_batches, open_labelled_images
+from mimiq_runtime.dataset import LabelledImages, iterate_batches, open_labelled_images
 from mimiq_runtime.gates import GateResult, evaluate_gates
 from mimiq_runtime.machine import describe_machine
-from mimiq_runtime.metrics import top1_accuracy, topk_accuracy
+from mimiq_runtime.metrics import agreement, top1_accuracy, topk_accuracy
 from mimiq_runtime.parity import LogitParity, compare_logits
 from mimiq_runtime.preprocessing import normalise
 from mimiq_runtime.progress import progress_bar
@@ -88,6 +88,8 @@ class ValidationReport(Schema):
         machine: Where it was measured.
         pictures: Where the labelled pictures came from, and how many; None without.
         references: Accuracy of each reference on the pictures.
+        reference_agreement: Share of the pictures with the same top-1 as full precision, for
+            each reference, 0 to 1.
         skipped: References that could not run here, and why.
         engines: One report an engine.
         passed: Whether every gate passed.
@@ -96,6 +98,7 @@ class ValidationReport(Schema):
     machine: dict[str, str]
     pictures: tuple[str, int] | None
     references: dict[str, Accuracy]
+    reference_agreement: dict[str, float]
     skipped: dict[str, str]
     engines: dict[str, EngineReport]
     passed: bool
@@ -175,6 +178,9 @@ def validate_run(
         machine=describe_machine(),
         pictures=None if labelled is None else (str(pictures), len(labelled)),
         references={name: accuracies[name] for name in references},
+        reference_agreement={
+            name: agreement(logits[FULL_PRECISION], logits[name]) for name in references
+        },
         skipped=skipped,
         engines=reports,
         passed=all(gate.passed for each in reports.values() for gate in each.gates),
@@ -220,12 +226,9 @@ def _open_references(
 
 
 def _run_all(
-    sessions: dict[str, Session], run: RunDirectory, labelled: object, batch_size: int
+    sessions: dict[str, Session], run: RunDirectory, labelled: LabelledImages, batch_size: int
 ) -> dict[str, NDArray[np.float32]]:
     """Logits (N, classes) of every session; each picture is decoded once."""
-    from mimiq_runtime.dataset import LabelledImages
-
-    assert isinstance(labelled, LabelledImages)
     rows: dict[str, list[NDArray[np.float32]]] = {name: [] for name in sessions}
     preprocessing = run.manifest.preprocessing
     with progress_bar("validation", len(labelled)) as advance:
@@ -244,14 +247,14 @@ def _gates(
     engine: str,
 ) -> list[GateResult]:
     # Without pictures or torch, the recorded answers stand in for the quantized torch model.
-    agreement = parity.get(FAKE_QUANTIZED, recorded).agreement
+    same_answer = parity.get(FAKE_QUANTIZED, recorded).agreement
     accuracy = accuracies.get(engine)
     reference = accuracies.get(FULL_PRECISION)
     return list(
         evaluate_gates(
             accuracy=None if accuracy is None else accuracy.top1,
             reference_accuracy=None if reference is None else reference.top1,
-            agreement=agreement,
+            agreement=same_answer,
             max_drop=limits.max_drop,
             min_agreement=limits.min_agreement,
             min_accuracy=limits.min_accuracy,

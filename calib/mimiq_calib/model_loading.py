@@ -23,6 +23,16 @@ __all__ = ["create_model", "load_checkpoint_file", "load_weights", "preprocessin
 WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model", "module")
 """Under which keys training programs keep the weights in a checkpoint."""
 
+_ARGUMENT_ERRORS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+
 
 def create_model(
     name: str, *, num_classes: int | None, arguments: Mapping[str, Any], pretrained: bool
@@ -51,7 +61,8 @@ def create_model(
         chosen["num_classes"] = num_classes
     try:
         model: nn.Module = timm.create_model(name, pretrained=False, **chosen)
-    except (TypeError, ValueError, AssertionError, RuntimeError, KeyError) as error:
+    # timm checks few of its arguments; a patch size of 0 is a ZeroDivisionError.
+    except _ARGUMENT_ERRORS as error:
         raise InvalidInputError(
             f"timm cannot create {name} with the arguments {chosen}: {error}."
         ) from error
@@ -178,6 +189,18 @@ def preprocessing_of(model: nn.Module, overrides: Mapping[str, Any]) -> Preproce
         raise InvalidInputError(
             f"The model has {channels} input channels, and the preprocessing has "
             f"{len(preprocessing.mean)} means and {len(preprocessing.std)} standard deviations."
+        )
+    if min(preprocessing.std) <= 0:
+        raise InvalidInputError(
+            f"Standard deviations of pixels are positive; got {preprocessing.std}."
+        )
+    # With dynamic_img_size the model takes other sizes than its own.
+    fixed = size if getattr(patch_embed, "strict_img_size", True) else preprocessing.input_size[1:]
+    if preprocessing.input_size != (channels, *fixed):
+        raise InvalidInputError(
+            f"The model takes inputs of {(channels, *fixed)}, and the preprocessing has "
+            f"input_size {preprocessing.input_size}: give the size to the model, as in "
+            "--model-arg img_size=64."
         )
     return preprocessing
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from mimiq_runtime.schema import Schema
 
@@ -49,7 +49,13 @@ class Precision(StrEnum):
     BF16 = "bf16"
 
 
-class QuantizationSettings(Schema):
+class _Section(Schema):
+    """A part of a recipe; YAML's .inf and .nan are no numbers to calibrate with."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+
+class QuantizationSettings(_Section):
     """Bit widths, and how ranges are first chosen.
 
     Attributes:
@@ -91,7 +97,7 @@ class QuantizationSettings(Schema):
         return own or self.weight_bits, own or self.activation_bits
 
 
-class SynthesisSettings(Schema):
+class SynthesisSettings(_Section):
     """How calibration images are made (MimiQ, section 2 of docs/method.md).
 
     Attributes:
@@ -134,7 +140,7 @@ class SynthesisSettings(Schema):
         return self
 
 
-class ObservationSettings(Schema):
+class ObservationSettings(_Section):
     """On how many images the activations' first ranges are chosen.
 
     Attributes:
@@ -146,7 +152,7 @@ class ObservationSettings(Schema):
     batch_size: int = Field(default=16, ge=1)
 
 
-class AugmentationSettings(Schema):
+class AugmentationSettings(_Section):
     """Random changes to the synthetic images while distilling (section 3.3 of docs/method.md).
 
     Attributes:
@@ -166,7 +172,7 @@ class AugmentationSettings(Schema):
     blur: float = Field(default=0.5, ge=0, le=1)
 
 
-class DistillationSettings(Schema):
+class DistillationSettings(_Section):
     """How the quantized model is trained on the full-precision one (docs/method.md, section 3).
 
     Attributes:
@@ -202,7 +208,7 @@ class DistillationSettings(Schema):
     precision: Precision = Precision.AUTO
 
 
-class Recipe(Schema):
+class Recipe(_Section):
     """All choices of a calibration.
 
     Attributes:

@@ -122,8 +122,9 @@ def distill(
                 sums += parts.cpu() * len(batch)
                 advance(1, f"epoch {epoch + 1}, loss {float(parts[0]):.3f}")
             metrics = _mean_metrics(epoch, sums / len(images))
-            save_checkpoint(checkpoint, student, optimizer, next_epoch=epoch + 1)
+            # Its metrics first: an interruption between the two repeats the epoch, and loses none.
             on_epoch(metrics)
+            save_checkpoint(checkpoint, student, optimizer, next_epoch=epoch + 1)
     student.requires_grad_(False)
 
 

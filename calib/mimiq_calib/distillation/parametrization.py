@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from mimiq_calib.conversion.convert import quantizers_of
+from mimiq_calib.quantizers.range_search import SMALLEST_SCALE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,7 +21,8 @@ class _Exponential(nn.Module):
     """The scale is the exponential of the parameter that is learned."""
 
     def forward(self, logarithm: Tensor) -> Tensor:
-        return logarithm.exp()
+        # The exponential of a very negative number is 0 in single precision.
+        return logarithm.exp().clamp_min(SMALLEST_SCALE)
 
     def right_inverse(self, scale: Tensor) -> Tensor:
         return scale.log()

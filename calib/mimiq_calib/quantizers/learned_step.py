@@ -78,12 +78,12 @@ class _LearnedStep(torch.autograd.Function):
         grid: Grid = ctx.grid
         # The codes are computed again: keeping them would double the memory of every activation.
         position = x / scale
-        inside = (position > grid.qmin) & (position < grid.qmax)
-        x_gradient = gradient * inside if ctx.needs_input_grad[0] else None
+        outside = (position <= grid.qmin) | (position >= grid.qmax)
+        x_gradient = gradient.masked_fill(outside, 0.0) if ctx.needs_input_grad[0] else None
         scale_gradient = None
         if ctx.needs_input_grad[1]:
             codes = position.round().clamp_(grid.qmin, grid.qmax)
             # eq. 3: round(v) - v within the grid, the grid's end beyond it.
-            slope = codes.sub_(position.masked_fill_(~inside, 0.0)).mul_(gradient)
+            slope = codes.sub_(position.masked_fill_(outside, 0.0)).mul_(gradient)
             scale_gradient = slope.sum_to_size(scale.shape) * ctx.gradient_scale
         return x_gradient, scale_gradient, None, None

@@ -23,6 +23,8 @@ __all__ = ["head_similarity", "inter_head_loss", "mean_head_similarity"]
 C1 = 0.01**2
 C2 = 0.03**2
 RANGE_EPSILON = 1e-8
+CONSTANT_SPREAD = 1e15
+"""Makes zeros of a map without variation; its square is still a number in single precision."""
 
 
 def head_similarity(logits: Tensor) -> Tensor:
@@ -33,11 +35,12 @@ def head_similarity(logits: Tensor) -> Tensor:
 
     Returns:
         ``(batch, queries, heads, heads)``, single precision, symmetric, -1 to 1. A map without
-        any variation counts as a map of zeros.
+        any variation counts as a map of zeros, and gets no gradient.
     """
     low, high, mean, covariance = _MapStatistics.apply(logits)
     # SSIM of normalised maps from the statistics of raw ones: normalising is affine.
-    spread = high - low + RANGE_EPSILON
+    # Rounding of a constant map's mean, divided by next to nothing, would be any number.
+    spread = (high - low + RANGE_EPSILON).masked_fill(high == low, CONSTANT_SPREAD)
     means = ((mean - low) / spread)[..., None]
     covariances = covariance / (spread[..., None] * spread[..., None, :])
     variances = covariances.diagonal(dim1=-2, dim2=-1)[..., None]

@@ -105,7 +105,7 @@ def _pictures(
 ) -> SynthesisedBatch:
     """Real pictures, the yardstick: the same ones for every recipe, in an order by name."""
     try:
-        found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+        found = sorted(path for path in folder.rglob("*") if _is_picture(path))
     except OSError as error:
         raise DatasetError(f"The folder of pictures {folder} cannot be read: {error}.") from error
     chosen = found[request.first : request.first + request.size]
@@ -117,6 +117,12 @@ def _pictures(
     images = torch.from_numpy(preprocess_files(chosen, preprocessing))
     pixels = PixelScale(preprocessing, torch.device("cpu")).to_pixels(images)
     return SynthesisedBatch(pixels, _no_labels(request.size), [])
+
+
+def _is_picture(path: Path) -> bool:
+    # Hidden files are no pictures, whatever their ending: macOS writes ._photo.jpg.
+    hidden = path.name.startswith(".")
+    return path.suffix.lower() in IMAGE_SUFFIXES and not hidden and path.is_file()
 
 
 def _no_labels(size: int) -> torch.Tensor:

@@ -1,0 +1,227 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from skimage.metrics import structural_similarity
+
+from mimiq_calib.synthesis.head_similarity import (
+    head_similarity,
+    inter_head_loss,
+    mean_head_similarity,
+)
+
+C1, C2 = 0.01**2, 0.03**2
+
+
+def random_logits(batch: int, heads: int, queries: int, keys: int, seed: int = 0) -> torch.Tensor:
+    """Heads with different means, spreads and a common part, so that similarities differ."""
+    generator = torch.Generator().manual_seed(seed)
+    common = torch.randn(batch, 1, queries, keys, generator=generator)
+    own = torch.randn(batch, heads, queries, keys, generator=generator)
+    share = torch.linspace(-1.0, 1.0, heads).view(1, -1, 1, 1)
+    offset = 20 * torch.randn(batch, heads, 1, 1, generator=generator)
+    return share * common + 0.5 * own + offset
+
+
+def normalised(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    return (x - x.min()) / (x.max() - x.min() + 1e-8)
+
+
+def ssim(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
+    """Two maps, written as in method.md, section 2.2."""
+    a, b = normalised(a), normalised(b)
+    m_a, m_b = a.mean(), b.mean()
+    v_a, v_b = (a**2).mean() - m_a**2, (b**2).mean() - m_b**2
+    s_ab = (a * b).mean() - m_a * m_b
+    return float(
+        (2 * m_a * m_b + C1)
+        * (2 * s_ab + C2)
+        / ((m_a**2 + m_b**2 + C1) * (v_a + v_b + C2))
+    )
+
+
+def slow_similarity(logits: torch.Tensor) -> NDArray[np.float64]:
+    x = logits.double().numpy()
+    batch, heads, queries, _ = x.shape
+    result = np.empty((batch, queries, heads, heads))
+    for image, query, i, j in np.ndindex(batch, queries, heads, heads):
+        result[image, query, i, j] = ssim(x[image, i, query], x[image, j, query])
+    return result
+
+
+def autograd_similarity(x: torch.Tensor) -> torch.Tensor:
+    """The published formula by broadcasting, in double precision, for automatic derivatives."""
+    low, high = x.amin(-1, keepdim=True), x.amax(-1, keepdim=True)
+    maps = ((x - low) / (high - low + 1e-8)).transpose(1, 2)
+    a, b = maps[:, :, :, None], maps[:, :, None, :]
+    m_a, m_b = a.mean(-1), b.mean(-1)
+    v_a, v_b = a.square().mean(-1) - m_a**2, b.square().mean(-1) - m_b**2
+    s_ab = (a * b).mean(-1) - m_a * m_b
+    luminance = (2 * m_a * m_b + C1) / (m_a**2 + m_b**2 + C1)
+    return luminance * (2 * s_ab + C2) / (v_a + v_b + C2)
+
+
+@pytest.mark.parametrize("side", [3, 7, 15])
+def test_equals_skimage_with_one_window(side: int) -> None:
+    logits = random_logits(2, 3, 4, side * side)
+    got = head_similarity(logits).numpy()
+    maps = logits.double().numpy()
+    for image, query, i, j in np.ndindex(2, 4, 3, 3):
+        a, b = (normalised(maps[image, h, query]).reshape(side, side) for h in (i, j))
+        # A window as large as the map has one valid place, the centre; skimage crops to it.
+        expected = structural_similarity(
+            a, b, win_size=side, data_range=1.0, use_sample_covariance=False, K1=0.01, K2=0.03
+        )
+        # Single precision of values up to 50 away from their map's mean.
+        assert got[image, query, i, j] == pytest.approx(expected, abs=2e-5)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 5, 16), (1, 2, 1, 3), (1, 6, 4, 49), (3, 1, 2, 9)])
+def test_equals_the_double_loop(shape: tuple[int, int, int, int]) -> None:
+    logits = random_logits(*shape)
+    got = head_similarity(logits)
+    assert got.dtype == torch.float32
+    np.testing.assert_allclose(got.numpy(), slow_similarity(logits), atol=2e-5)
+
+
+def test_every_term_matters() -> None:
+    """The case is not so plain that a missing luminance or constant would go unseen."""
+    logits = random_logits(1, 4, 3, 25)
+    exact = slow_similarity(logits)
+    structure_only = np.empty_like(exact)
+    x = logits.double().numpy()
+    for query, i, j in np.ndindex(3, 4, 4):
+        a, b = normalised(x[0, i, query]), normalised(x[0, j, query])
+        structure_only[0, query, i, j] = (2 * np.cov(a, b, bias=True)[0, 1] + C2) / (
+            a.var() + b.var() + C2
+        )
+    assert np.abs(exact - structure_only).max() > 1e-2
+    assert exact.min() < -0.2
+    assert exact[exact < 0.999].max() > 0.3
+
+
+def test_gradient_equals_automatic_differentiation_in_double_precision() -> None:
+    logits = random_logits(2, 4, 3, 16)
+    exact = logits.double().requires_grad_()
+    weighting = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(9))
+    (autograd_similarity(exact) * weighting).sum().backward()
+    ours = logits.clone().requires_grad_()
+    (head_similarity(ours) * weighting).sum().backward()
+    assert exact.grad is not None
+    assert ours.grad is not None
+    # The statistics are in single precision, with offsets of 20 beside spreads of about 3.
+    torch.testing.assert_close(ours.grad.double(), exact.grad, rtol=2e-3, atol=2e-5)
+    assert exact.grad.abs().max() > 1e-2
+
+
+def test_gradient_of_the_loss_equals_finite_differences() -> None:
+    logits = random_logits(1, 2, 1, 9)
+    ours = logits.clone().requires_grad_()
+    inter_head_loss(head_similarity(ours)).backward()
+    assert ours.grad is not None
+    for key in range(9):
+        nudge = torch.zeros_like(logits, dtype=torch.float64)
+        nudge[0, 1, 0, key] = 1e-4
+        up, down = (slow_similarity(logits.double() + step * nudge) for step in (1, -1))
+        difference = (np.mean(1 - up**2) - np.mean(1 - down**2)) / 2e-4
+        assert float(ours.grad[0, 1, 0, key]) == pytest.approx(difference, rel=5e-3, abs=1e-5)
+
+
+def test_invariant_to_scale_and_offset_of_each_map() -> None:
+    """Why the query's scale may stand before or after the tap."""
+    logits = random_logits(1, 3, 4, 25)
+    factor = torch.tensor([0.125, 3.0, 10.0]).view(1, 3, 1, 1)
+    torch.testing.assert_close(
+        head_similarity(logits), head_similarity(logits * factor + 5.0), rtol=0.0, atol=5e-5
+    )
+
+
+def test_identical_and_opposite_heads() -> None:
+    one = random_logits(1, 1, 2, 16)
+    same = head_similarity(torch.cat([one, 2 * one + 3], dim=1))
+    torch.testing.assert_close(same, torch.ones_like(same), rtol=0.0, atol=1e-5)
+    assert float(inter_head_loss(same)) == pytest.approx(0.0, abs=1e-5)
+    opposite = head_similarity(torch.cat([one, -one], dim=1))
+    assert (opposite[..., 0, 1] < -0.5).all()
+
+
+def test_loss_counts_all_ordered_pairs_and_the_diagonal() -> None:
+    similarity = torch.tensor([[[[1.0, 0.5], [0.5, 1.0]]], [[[1.0, -0.25], [-0.25, 1.0]]]])
+    # Sum of 1 - s^2 over 8 entries, four of them the diagonal's zeros.
+    assert float(inter_head_loss(similarity)) == pytest.approx((2 * 0.75 + 2 * 0.9375) / 8)
+
+
+def test_mean_similarity_leaves_the_diagonal_out() -> None:
+    similarity = torch.tensor([[[[1.0, 0.5], [0.5, 1.0]]], [[[1.0, -0.25], [-0.25, 1.0]]]])
+    assert float(mean_head_similarity(similarity)) == pytest.approx(0.125)
+    three = head_similarity(random_logits(2, 3, 4, 16))
+    expected = np.mean([three[..., i, j].mean() for i in range(3) for j in range(3) if i != j])
+    assert float(mean_head_similarity(three)) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_one_head_is_like_itself() -> None:
+    similarity = head_similarity(random_logits(2, 1, 3, 16))
+    assert float(inter_head_loss(similarity)) == pytest.approx(0.0, abs=1e-6)
+    assert float(mean_head_similarity(similarity)) == 1.0
+
+
+@pytest.mark.parametrize("constant", [0.0, 3.3, -17.7, 1e4])
+def test_constant_maps_count_as_zeros(constant: float) -> None:
+    """Rounding of their mean must not be taken for a pattern."""
+    logits = random_logits(1, 3, 2, 49)
+    logits[:, :2] = torch.tensor([constant, 0.7 * constant + 0.1]).view(1, 2, 1, 1)
+    zeros = logits.clone()
+    zeros[:, :2] = 0.0
+    expected = slow_similarity(zeros)
+    np.testing.assert_allclose(head_similarity(logits).numpy(), expected, atol=1e-5)
+    assert expected[0, 0, 0, 1] == pytest.approx(1.0)
+    assert abs(expected[0, 0, 0, 2]) < 1e-3
+
+
+def test_constant_maps_neither_get_nor_disturb_gradients() -> None:
+    logits = random_logits(1, 3, 2, 16).requires_grad_()
+    with_constant = logits.clone()
+    with_constant[:, 2] = 3.3
+    leaf = with_constant.detach().requires_grad_()
+    inter_head_loss(head_similarity(leaf)).backward()
+    assert leaf.grad is not None
+    assert leaf.grad[:, 2].abs().max() < 1e-6
+    exact = with_constant.detach().double().requires_grad_()
+    constant_as_zeros = exact.clone()
+    constant_as_zeros[:, 2] = 0.0
+    (1 - autograd_similarity(constant_as_zeros).square()).mean().backward()
+    assert exact.grad is not None
+    torch.testing.assert_close(
+        leaf.grad[:, :2].double(), exact.grad[:, :2], rtol=2e-3, atol=1e-6
+    )
+
+
+def test_slices_without_prefix_tokens() -> None:
+    """Views with strides, as taps give them: the same as copies, and gradients land in place."""
+    logits = random_logits(2, 3, 6, 18).requires_grad_()
+    view = logits[..., 2:, 2:]
+    copy = view.detach().clone().requires_grad_()
+    similarity = head_similarity(view)
+    torch.testing.assert_close(similarity, head_similarity(copy), rtol=0.0, atol=1e-6)
+    inter_head_loss(similarity).backward()
+    inter_head_loss(head_similarity(copy)).backward()
+    assert logits.grad is not None
+    torch.testing.assert_close(logits.grad[..., 2:, 2:], copy.grad, rtol=1e-5, atol=1e-8)
+    assert not logits.grad[..., :2, :].any()
+    assert not logits.grad[..., :2].any()
+
+
+def test_bfloat16_is_computed_in_single_precision() -> None:
+    logits = random_logits(2, 3, 4, 25).bfloat16().requires_grad_()
+    similarity = head_similarity(logits)
+    assert similarity.dtype == torch.float32
+    # Exact for the rounded logits; there may be ties for the extremes, which share one value.
+    np.testing.assert_allclose(
+        similarity.detach().numpy(), slow_similarity(logits.detach()), atol=2e-5
+    )
+    inter_head_loss(similarity).backward()
+    assert logits.grad is not None
+    assert logits.grad.dtype == torch.bfloat16
+    assert torch.isfinite(logits.grad).all()

@@ -1,0 +1,384 @@
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from _helpers.calib_cases import (
+    PIXEL_SCALE,
+    no_advance,
+    pixels,
+    quantization,
+    set_quantizers,
+)
+from _helpers.tiny_students import images, tiny_vit
+from torch import nn
+
+from mimiq_calib.conversion.convert import expose_attention, insert_quantizers
+from mimiq_calib.observation import observe_activations, scale_weights
+from mimiq_calib.quantizers.learned_step import quantize_to_codes
+from mimiq_calib.quantizers.range_search import mse_scale
+from mimiq_calib.reparametrization.activation_shift import (
+    ShiftedActivation,
+    choose_shift,
+    fold_shifts,
+    insert_shifts,
+    link_shifts,
+)
+from mimiq_calib.reparametrization.attention_centring import (
+    centre_keys_and_values,
+    centring_applies,
+)
+from mimiq_calib.reparametrization.norm_equalisation import equalise_norm
+from mimiq_calib.reparametrization.reparametrize import reparametrize
+from mimiq_calib.reparametrization.statistics import ChannelStatistics, watch_inputs
+from mimiq_runtime.grid import Grid
+
+GRIDS = {"weight_grid": Grid.signed(4), "activation_grid": Grid.signed(4)}
+NONE = {"centre_attention": False, "equalise_norms": False, "shift_activations": False}
+
+
+def teacher(**arguments: Any) -> nn.Module:
+    return expose_attention(tiny_vit(**arguments))
+
+
+@torch.no_grad()
+def outputs(model: nn.Module) -> torch.Tensor:
+    return model(images(4))
+
+
+def assert_same_function(after: nn.Module, before: torch.Tensor) -> None:
+    # 1e-5 of the logits' size, which is about one: a chain of single-precision sums.
+    scale = float(before.abs().max())
+    torch.testing.assert_close(outputs(after), before, rtol=0.0, atol=1e-5 * scale)
+
+
+def statistics_of(x: torch.Tensor) -> ChannelStatistics:
+    statistics = ChannelStatistics(rows_per_batch=10_000)
+    statistics.update(x)
+    return statistics
+
+
+def quantized(values: torch.Tensor, grid: Grid, *, per_row: bool = False) -> torch.Tensor:
+    flat = values.detach() if per_row else values.detach().reshape(1, -1)
+    scale = mse_scale(flat, grid)[:, None]
+    return (quantize_to_codes(flat, scale, grid) * scale).view_as(values)
+
+
+def squared_error(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((a - b).square().mean())
+
+
+class TestStatistics:
+    def test_mean_is_over_everything_and_rows_are_a_sample(self) -> None:
+        statistics = ChannelStatistics(rows_per_batch=5)
+        first = torch.randn(4, 6, 3, generator=torch.Generator().manual_seed(0))
+        second = 5 + torch.randn(1, 2, 3, generator=torch.Generator().manual_seed(1))
+        statistics.update(first)
+        statistics.update(second)
+        everything = torch.cat([first.reshape(-1, 3), second.reshape(-1, 3)])
+        torch.testing.assert_close(statistics.mean(), everything.mean(dim=0))
+        rows = statistics.rows()
+        assert len(rows) <= 2 * 2 * 5
+        assert all((everything == row).all(dim=1).any() for row in rows)
+
+    def test_nothing_seen(self) -> None:
+        with pytest.raises(RuntimeError, match="no batch"):
+            ChannelStatistics().mean()
+
+    def test_watched_until_the_block_ends(self) -> None:
+        model = nn.Sequential(nn.Linear(3, 2), nn.ReLU(), nn.Linear(2, 1))
+        x = torch.randn(5, 3)
+        with watch_inputs({"second": model[2], "first": model[0]}) as statistics:
+            model(x)
+        torch.testing.assert_close(statistics["first"].rows(), x)
+        torch.testing.assert_close(statistics["second"].rows(), model[:2](x).detach())
+        model(x)
+        assert len(statistics["first"].rows()) == 5
+        assert not any(module._forward_pre_hooks for module in model)
+
+
+class TestCentring:
+    def offset_keys_and_values(self, model: nn.Module, offset: float) -> nn.Module:
+        with torch.no_grad():
+            for block in model.blocks:
+                block.attn.qkv.bias[48:] += offset * torch.linspace(-1, 1, 96)
+        return model
+
+    def test_keeps_the_function(self) -> None:
+        model = self.offset_keys_and_values(teacher(), 3.0)
+        before = outputs(model)
+        with watch_inputs({"x": model.blocks[0].attn.qkv}) as statistics:
+            outputs(model)
+        bias = model.blocks[0].attn.qkv.bias.clone()
+        centre_keys_and_values(model.blocks[0].attn, statistics["x"])
+        assert_same_function(model, before)
+        changed = model.blocks[0].attn.qkv.bias - bias
+        assert not changed[:48].any(), "queries stay"
+        assert (changed[48:].abs() > 0.01).float().mean() > 0.9
+
+    def test_mean_key_and_value_are_zero_afterwards(self) -> None:
+        model = self.offset_keys_and_values(teacher(), 3.0)
+        attention = model.blocks[0].attn
+        with watch_inputs({"x": attention.qkv}) as statistics:
+            outputs(model)
+        seen: list[torch.Tensor] = []
+        handle = attention.qkv.register_forward_hook(lambda _m, _i, output: seen.append(output))
+        outputs(model)
+        assert seen[0][..., 48:].mean(dim=(0, 1)).abs().max() > 1
+        centre_keys_and_values(attention, statistics["x"])
+        outputs(model)
+        handle.remove()
+        assert seen[1][..., 48:].mean(dim=(0, 1)).abs().max() < 1e-4
+
+    def test_lowers_the_error_of_offset_keys_and_values(self) -> None:
+        def error(centre: bool) -> float:
+            model = self.offset_keys_and_values(teacher(), 10.0)
+            before = outputs(model)
+            settings = quantization(8, 5, **NONE | {"centre_attention": centre})
+            return squared_error(outputs(calibrated(model, settings)), before)
+
+        assert error(True) < 0.5 * error(False)
+
+    @pytest.mark.parametrize(
+        "arguments", [{"qk_norm": True}, {"scale_attn_norm": True}, {"qkv_bias": False},
+                      {"proj_bias": False}], ids=str
+    )
+    def test_only_where_it_is_exact(self, arguments: dict[str, Any]) -> None:
+        assert not centring_applies(teacher(**arguments).blocks[0].attn)
+        assert centring_applies(teacher().blocks[0].attn)
+
+    def test_not_with_a_gate(self) -> None:
+        attention = teacher().blocks[0].attn
+        attention.gate = nn.Linear(48, 48)
+        assert not centring_applies(attention)
+
+
+class TestEqualisation:
+    def parts(self) -> tuple[nn.LayerNorm, list[nn.Linear], torch.Tensor]:
+        torch.manual_seed(1)
+        norm, layers = nn.LayerNorm(12), [nn.Linear(12, 7), nn.Linear(12, 5)]
+        norm.weight.data = torch.full((12,), 0.3)
+        norm.weight.data[3] = 20.0  # one channel of large range
+        norm.bias.data = torch.linspace(-2, 2, 12)
+        return norm, layers, torch.randn(300, 12)
+
+    @torch.no_grad()
+    def test_keeps_the_function(self) -> None:
+        norm, layers, x = self.parts()
+        before = [layer(norm(x)) for layer in layers]
+        strength = equalise_norm(norm, layers, statistics_of(norm(x)), **GRIDS)
+        assert 0 <= strength <= 1
+        for layer, expected in zip(layers, before, strict=True):
+            torch.testing.assert_close(layer(norm(x)), expected, rtol=1e-5, atol=2e-5)
+
+    @torch.no_grad()
+    def test_lowers_the_error_where_one_channel_is_large(self) -> None:
+        def error(norm: nn.LayerNorm, layers: list[nn.Linear], x: torch.Tensor) -> float:
+            inputs = quantized(norm(x), Grid.signed(4))
+            return sum(
+                squared_error(
+                    inputs @ quantized(layer.weight, Grid.signed(4), per_row=True).T + layer.bias,
+                    layer(norm(x)),
+                )
+                for layer in layers
+            )
+
+        norm, layers, x = self.parts()
+        before = error(norm, layers, x)
+        strength = equalise_norm(norm, layers, statistics_of(norm(x)), **GRIDS)
+        assert strength > 0
+        assert error(norm, layers, x) < 0.5 * before
+
+    @torch.no_grad()
+    def test_shift_centres_each_channel(self) -> None:
+        norm, layers, x = self.parts()
+        equalise_norm(norm, layers, statistics_of(norm(x)), **GRIDS)
+        y = norm(x)
+        middle = (y.quantile(0.001, dim=0) + y.quantile(0.999, dim=0)) / 2
+        assert (middle.abs() < 1e-3 * y.abs().amax(dim=0)).all()
+
+    @torch.no_grad()
+    def test_constant_channels_stay_finite(self) -> None:
+        norm, layers, x = self.parts()
+        norm.weight.data[5] = 0.0
+        before = [layer(norm(x)) for layer in layers]
+        equalise_norm(norm, layers, statistics_of(norm(x)), **GRIDS)
+        assert torch.isfinite(norm.bias).all()
+        for layer, expected in zip(layers, before, strict=True):
+            torch.testing.assert_close(layer(norm(x)), expected, rtol=1e-4, atol=2e-4)
+
+
+class TestShift:
+    @torch.no_grad()
+    def gelu(self) -> tuple[ShiftedActivation, torch.Tensor]:
+        x = 2 * torch.randn(4000, 8, generator=torch.Generator().manual_seed(0))
+        return ShiftedActivation(nn.GELU()), x
+
+    @torch.no_grad()
+    @pytest.mark.parametrize("bits", [3, 4, 8])
+    def test_lowers_the_error_of_gelu(self, bits: int) -> None:
+        activation, x = self.gelu()
+        grid, exact = Grid.signed(bits), activation(x)
+        before = squared_error(quantized(exact, grid), exact)
+        choose_shift(activation, statistics_of(exact), grid)
+        shifted = activation(x)
+        assert activation.shift < 0, "down to the negative codes"
+        assert squared_error(quantized(shifted, grid), shifted) < 0.5 * before
+
+    @torch.no_grad()
+    def test_maps_the_smallest_value_to_the_lowest_code(self) -> None:
+        activation, x = self.gelu()
+        grid = Grid.signed(4)
+        choose_shift(activation, statistics_of(activation(x)), grid)
+        shifted = activation(x)
+        # Its scale is the one with which the smallest value has the code qmin.
+        scale = shifted.min() / grid.qmin
+        assert scale > 0
+        assert (shifted / scale).max() > 0.5 * grid.qmax, "and the grid is used up to its end"
+
+    @torch.no_grad()
+    def test_no_shift_on_unsigned_grids_or_constants(self) -> None:
+        activation, x = self.gelu()
+        choose_shift(activation, statistics_of(activation(x)), Grid.unsigned(4))
+        assert float(activation.shift) == 0.0
+        choose_shift(activation, statistics_of(torch.full((5, 3), 2.0)), Grid.signed(4))
+        assert float(activation.shift) == 0.0
+
+    def test_zero_shifts_are_no_change(self) -> None:
+        model = teacher()
+        before = outputs(model)
+        insert_shifts(model)
+        assert isinstance(model.blocks[0].mlp.act, ShiftedActivation)
+        assert torch.equal(outputs(model), before)
+
+    @pytest.mark.parametrize("enabled", [False, True], ids=["floating-point", "quantized"])
+    def test_folding_keeps_the_students_output(self, enabled: bool) -> None:
+        model = teacher()
+        student = calibrated(model, quantization(4, 4))
+        set_quantizers(student, enabled=enabled)
+        shifts = [block.mlp.act.shift for block in student.blocks]
+        assert all(float(shift) < -0.01 for shift in shifts)
+        linked = outputs(student)
+        if not enabled:
+            assert_same_function(student, outputs(model))
+        fold_shifts(student)
+        assert student.blocks[0].mlp.fc2.input_shift is None
+        assert torch.equal(outputs(student), linked)
+        fold_shifts(student)
+        assert torch.equal(outputs(student), linked), "a second time there is nothing to fold"
+
+    def test_without_the_link_the_shift_would_change_the_function(self) -> None:
+        model = teacher()
+        before = outputs(model)
+        insert_shifts(model)
+        model.blocks[0].mlp.act.shift.data.fill_(-0.5)
+        insert_quantizers(model, quantization())
+        set_quantizers(model, enabled=False)
+        assert squared_error(outputs(model), before) > 1e-4
+        link_shifts(model)
+        assert_same_function(model, before)
+
+    def test_linked_shift_learns(self) -> None:
+        student = calibrated(teacher(), quantization(4, 4)).requires_grad_(True)
+        student(images(2)).square().sum().backward()
+        shift = student.blocks[0].mlp.act.shift
+        assert shift.grad is not None
+        assert float(shift.grad) != 0.0
+        before = outputs(student)
+        shift.data += 0.01
+        fold_shifts_of = copy.deepcopy(student)
+        assert not torch.equal(outputs(fold_shifts_of), before)
+
+    @pytest.mark.parametrize("arguments", [{"scale_mlp_norm": True}], ids=str)
+    def test_only_where_it_is_exact(self, arguments: dict[str, Any]) -> None:
+        model = teacher(**arguments)
+        insert_shifts(model)
+        assert not any(isinstance(module, ShiftedActivation) for module in model.modules())
+
+    def test_not_without_a_bias_to_take_it_out(self) -> None:
+        model = teacher()
+        model.blocks[0].mlp.fc2.bias = None
+        insert_shifts(model)
+        assert not isinstance(model.blocks[0].mlp.act, ShiftedActivation)
+        assert isinstance(model.blocks[1].mlp.act, ShiftedActivation)
+
+
+def calibrated(model: nn.Module, settings: Any) -> nn.Module:
+    """All of an observation, as ``mimiq_deploy.calibration`` does it."""
+    student, pictures = copy.deepcopy(model), pixels(8)
+    if settings.shift_activations:
+        insert_shifts(student)
+    reparametrize(student, settings, pictures, PIXEL_SCALE, batch_size=4, advance=no_advance)
+    insert_quantizers(student, settings)
+    link_shifts(student)
+    scale_weights(student, settings)
+    observe_activations(
+        student, settings, pictures, PIXEL_SCALE, batch_size=4, advance=no_advance
+    )
+    return student
+
+
+VARIANTS = [
+    {},
+    {"qk_norm": True},
+    {"qkv_bias": False},
+    {"proj_bias": False},
+    {"scale_attn_norm": True, "scale_mlp_norm": True},
+    {"class_token": False, "global_pool": "avg"},
+    {"name": "deit_tiny_distilled_patch16_224"},
+    {"init_values": 0.3, "reg_tokens": 2},
+]
+
+
+@pytest.mark.parametrize("arguments", VARIANTS, ids=str)
+@pytest.mark.parametrize("chosen", [*NONE, "all"])
+def test_reparametrizing_keeps_the_function(chosen: str, arguments: dict[str, Any]) -> None:
+    model = teacher(**dict(arguments))
+    before = outputs(model)
+    student = calibrated(
+        model, quantization(4, 4, **{name: chosen in (name, "all") for name in NONE})
+    )
+    set_quantizers(student, enabled=False)
+    assert_same_function(student, before)
+    fold_shifts(student)
+    assert_same_function(student, before)
+
+
+def test_everything_is_changed_where_it_applies() -> None:
+    model = teacher()
+    student = calibrated(model, quantization(4, 4))
+    before, after = model.state_dict(), student.state_dict()
+    for part in ("norm1.weight", "norm1.bias", "norm2.weight", "attn.qkv.bias", "attn.proj.bias",
+                 "mlp.fc1.weight", "mlp.fc1.bias"):
+        for block in (0, 1):
+            name = f"blocks.{block}.{part}"
+            assert not torch.equal(before[name], after[name]), name
+    plain = calibrated(model, quantization(4, 4, **NONE)).state_dict()
+    assert all(torch.equal(plain[name], value) for name, value in before.items())
+
+
+def test_all_together_lower_the_error_of_a_skewed_model() -> None:
+    model = teacher()
+    with torch.no_grad():
+        for block in model.blocks:
+            block.norm1.weight[5] *= 15
+            block.norm2.weight[7] *= 15
+            block.attn.qkv.bias[48:] += 4 * torch.linspace(-1, 1, 96)
+    before = outputs(model)
+    errors = {
+        name: squared_error(outputs(calibrated(model, quantization(6, 6, **settings))), before)
+        for name, settings in {"with": {}, "without": NONE}.items()
+    }
+    assert errors["with"] < 0.7 * errors["without"], errors
+
+
+def test_progress_counts_every_picture() -> None:
+    model, counted = teacher(), []
+    insert_shifts(model)
+    reparametrize(
+        model, quantization(), pixels(7), PIXEL_SCALE, batch_size=3,
+        advance=lambda steps, _note: counted.append(steps),
+    )
+    assert counted == [3, 3, 1]
