@@ -206,7 +206,7 @@ def _synthesise(
 def _observe(
     run: RunDirectory, teacher: nn.Module, recipe: Recipe, images: Tensor, device: torch.device
 ) -> nn.Module:
-    """Build the student and choose its shifts and first scales.
+    """Build the student and choose its grids and first scales.
 
     Quick enough to be done again when a run is resumed.
     """
@@ -215,7 +215,6 @@ def _observe(
     from mimiq_calib.conversion.convert import insert_quantizers
     from mimiq_calib.observation import observe_activations, scale_weights
     from mimiq_calib.pixels import PixelScale
-    from mimiq_calib.reparametrization.activation_shift import insert_shifts, link_shifts
     from mimiq_calib.reparametrization.reparametrize import reparametrize
 
     begun = time.monotonic()
@@ -224,8 +223,6 @@ def _observe(
     pixel_scale = PixelScale(run.manifest.preprocessing, device)
     student = copy.deepcopy(teacher)
     with progress_bar("observation", 2 * len(chosen)) as advance:
-        if settings.shift_activations:
-            insert_shifts(student)
         reparametrize(
             student,
             settings,
@@ -235,7 +232,6 @@ def _observe(
             advance=advance,
         )
         insert_quantizers(student, settings)
-        link_shifts(student)
         scale_weights(student, settings)
         observe_activations(
             student,
@@ -255,7 +251,6 @@ def _distill(
     from dataclasses import asdict
 
     from mimiq_calib.distillation.distill import EpochMetrics, distill, steps_of_distillation
-    from mimiq_calib.reparametrization.activation_shift import fold_shifts
     from mimiq_calib.run_models import save_student
 
     begun = time.monotonic()
@@ -280,7 +275,6 @@ def _distill(
                 on_epoch=on_epoch,
                 advance=advance,
             )
-    fold_shifts(student)
     save_student(run, student)
     run.finish_stage(DISTILLATION, seconds=time.monotonic() - begun, details=details)
     run.path(CHECKPOINT).unlink(missing_ok=True)

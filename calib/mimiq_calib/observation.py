@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from mimiq_calib.conversion.attention import ExposedAttention
 from mimiq_calib.conversion.convert import quantizers_of
 from mimiq_calib.conversion.layers import QuantizedConv2d, QuantizedLinear
+from mimiq_calib.quantizers.grid_choice import choose_grid
 from mimiq_calib.quantizers.observer import ValueSample
 from mimiq_calib.quantizers.probability_search import ProbabilityScaleSearch
 from mimiq_calib.quantizers.quantizer import Quantizer
@@ -55,10 +56,10 @@ def observe_activations(
     batch_size: int,
     advance: Callable[[int, str], None],
 ) -> None:
-    """Choose the scale of every activation quantizer from the full-precision activations.
+    """Choose grid and scale of every activation quantizer from full-precision activations.
 
     Args:
-        student: A model with quantizers; the scales of its activations are set.
+        student: A model with quantizers; grids and scales of its activations are set.
         settings: The method and its percentile.
         images: uint8 pixels, ``(count, channels, height, width)``.
         pixel_scale: From pixels to the model's input, on the model's device.
@@ -72,12 +73,21 @@ def observe_activations(
             advance(len(batch), "")
     method = RangeMethod(settings.activation_range)
     for quantizer, observer in observers.items():
+        values = observer.values()
         if method is RangeMethod.MSE and quantizer in searches:
             quantizer.scale.fill_(searches[quantizer].scale())
-        else:
-            values = observer.values()
-            scale = search_scale(values, quantizer.grid, method, percentile=settings.percentile)
-            quantizer.scale.copy_(scale.squeeze())
+            continue
+        if settings.skewed_grids:
+            quantizer.grid = choose_grid(
+                values,
+                quantizer.bits,
+                method,
+                percentile=settings.percentile,
+                standard=quantizer.grid,
+                skew=quantizer.skew,
+            )
+        scale = search_scale(values, quantizer.grid, method, percentile=settings.percentile)
+        quantizer.scale.copy_(scale.squeeze())
 
 
 @contextlib.contextmanager

@@ -71,8 +71,8 @@ class QuantizationSettings(_Section):
         centre_attention: Whether the mean key and value are folded into biases, exactly.
         equalise_norms: Whether shift and range of each channel of a LayerNorm's output are
             folded into its neighbours, exactly.
-        shift_activations: Whether the MLP's activation gets a learned shift, which is one
-            elementwise addition in the engine.
+        skewed_grids: Whether a skewed activation gets a skewed grid, such as -1..14 behind GELU.
+            At 8 bits the engine then needs one elementwise addition.
     """
 
     weight_bits: int = Bits
@@ -85,7 +85,7 @@ class QuantizationSettings(_Section):
     percentile: float = Field(default=99.99, ge=50, le=100)
     centre_attention: bool = True
     equalise_norms: bool = True
-    shift_activations: bool = True
+    skewed_grids: bool = True
 
     def bits_of_layer(self, name: str) -> tuple[int, int]:
         """Bits of the weight and of the input of a layer, by its dotted name."""

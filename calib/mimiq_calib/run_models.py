@@ -49,6 +49,7 @@ def load_student(run: RunDirectory) -> nn.Module:
     """
     student = build_student(load_teacher(run), recipe_of(run).quantization)
     _load(run, student, RunDirectory.QUANTIZED)
+    _take_grids(run, student)
     return student
 
 
@@ -57,6 +58,16 @@ def save_student(run: RunDirectory, student: nn.Module) -> None:
     run.write_tensors(RunDirectory.QUANTIZED, _arrays(student.state_dict()))
     table = QuantizationTable(tensors=[q.describe() for q in quantizers_of(student)])
     run.write_json(RunDirectory.TABLE, table.model_dump(mode="json"))
+
+
+def _take_grids(run: RunDirectory, student: nn.Module) -> None:
+    rows = {row.name: row for row in run.quantization_table().tensors}
+    for quantizer in quantizers_of(student):
+        if quantizer.name not in rows:
+            raise RunDirectoryError(
+                f"{run.path(RunDirectory.TABLE)} is damaged: it has no row {quantizer.name}."
+            )
+        quantizer.grid = rows[quantizer.name].grid
 
 
 def _load(run: RunDirectory, model: nn.Module, relative: str) -> None:

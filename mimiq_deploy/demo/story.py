@@ -40,7 +40,7 @@ PLAIN_NOISE = (
     "distillation.epochs=0",
     "quantization.centre_attention=false",
     "quantization.equalise_norms=false",
-    "quantization.shift_activations=false",
+    "quantization.skewed_grids=false",
     "quantization.activation_range=minmax",
     "quantization.weight_range=minmax",
 )

@@ -1,7 +1,7 @@
 """The integers a quantizer may emit, and the container that stores them.
 
-Every grid is a sub-range of signed 8-bit integers with zero point 0, so that every grid of 2 to 8
-bits runs as exact arithmetic on INT8 kernels (docs/architecture.md, "Deployable by construction").
+Every grid is stored in signed 8-bit integers with zero point 0, so that every grid of 2 to 8 bits
+runs as exact arithmetic on INT8 kernels (docs/architecture.md, "Deployable by construction").
 """
 
 from __future__ import annotations
@@ -15,26 +15,32 @@ __all__ = ["CONTAINER_MAX", "CONTAINER_MIN", "Grid"]
 CONTAINER_MIN, CONTAINER_MAX = -128, 127
 """The ends of the signed 8-bit container."""
 
+WIDEST = CONTAINER_MAX - CONTAINER_MIN
+"""Largest distance between the ends of a grid."""
+
 
 @dataclass(frozen=True)
 class Grid:
-    """The integers ``qmin..qmax`` that a quantizer may emit.
+    """The consecutive integers ``qmin..qmax`` that a quantizer may emit.
+
+    At most 256 integers, zero among them. A skewed grid may leave the container; then
+    :attr:`offset` moves it inside, and an engine adds ``offset * scale`` before it quantizes.
 
     Attributes:
-        qmin: The smallest code, -128 to 0.
-        qmax: The largest code, 1 to 127.
+        qmin: The smallest code, -255 to 0.
+        qmax: The largest code, 1 to 255.
 
     Raises:
-        InvalidInputError: The range leaves the signed 8-bit container or does not hold zero.
+        InvalidInputError: The range does not hold zero, or is wider than the container.
     """
 
     qmin: int
     qmax: int
 
     def __post_init__(self) -> None:
-        if not CONTAINER_MIN <= self.qmin <= 0 < self.qmax <= CONTAINER_MAX:
+        if not (self.qmin <= 0 < self.qmax and self.qmax - self.qmin <= WIDEST):
             raise InvalidInputError(
-                f"A grid holds 0 and lies within {CONTAINER_MIN}..{CONTAINER_MAX}; "
+                f"A grid holds 0 and spans at most {WIDEST + 1} codes; "
                 f"got {self.qmin}..{self.qmax}."
             )
 
@@ -53,10 +59,23 @@ class Grid:
         _check_bits(bits)
         return cls(0, min(2**bits - 1, CONTAINER_MAX))
 
+    @classmethod
+    def skewed(cls, bits: int, negative: int) -> Grid:
+        """A grid of ``2^bits`` codes, of which ``negative`` are below zero."""
+        _check_bits(bits)
+        return cls(-negative, 2**bits - 1 - negative)
+
     @property
-    def fills_container(self) -> bool:
-        """Whether saturation to the container already is saturation to the grid."""
-        return (self.qmin, self.qmax) == (CONTAINER_MIN, CONTAINER_MAX)
+    def offset(self) -> int:
+        """What is added to a code to store it; zero for a grid within the container."""
+        if self.qmin < CONTAINER_MIN:
+            return CONTAINER_MIN - self.qmin
+        return min(0, CONTAINER_MAX - self.qmax)
+
+    @property
+    def stored(self) -> Grid:
+        """The grid as the container holds it, moved by :attr:`offset`."""
+        return Grid(self.qmin + self.offset, self.qmax + self.offset)
 
     @property
     def is_signed(self) -> bool:

@@ -28,10 +28,11 @@ class QuantizedTensor(Schema):
         kind: Weight or activation.
         bits: Nominal bit width, 2 to 8.
         qmin: Smallest code of the grid.
-        qmax: Largest code of the grid.
+        qmax: Largest code of the grid. A grid that leaves the container is stored moved by
+            ``shift / scale``.
         axis: The axis that has one scale a slice, or None for one scale in all.
         scale: The step of the grid: one positive number, or one for each slice along ``axis``.
-        shift: Learned offset that is added before quantizing, or None.
+        shift: What the engine adds to the tensor before it quantizes, or None.
         container: The integer type that stores the codes.
     """
 

@@ -35,9 +35,9 @@ def pixels(count: int, *, channels: int = 3, size: int = 32, seed: int = 5) -> T
     return (fine * 255).round().to(torch.uint8)
 
 
-def quantization(weight_bits: int = 4, activation_bits: int = 4, **others: Any) -> (
-    QuantizationSettings
-):
+def quantization(
+    weight_bits: int = 4, activation_bits: int = 4, **others: Any
+) -> QuantizationSettings:
     return QuantizationSettings(weight_bits=weight_bits, activation_bits=activation_bits, **others)
 
 

@@ -27,8 +27,9 @@ def shift_of(before: torch.Tensor, after: torch.Tensor) -> tuple[int, int]:
     """By how much a channel was rolled, whatever was done to its offset and contrast."""
     row, column = np.unravel_index(int(after[0, 0].argmin()), (16, 24))
     assert int(before[0, 0].argmin()) == 0
-    centred = [(int(place) + size // 2) % size - size // 2 for place, size in
-               ((row, 16), (column, 24))]
+    centred = [
+        (int(place) + size // 2) % size - size // 2 for place, size in ((row, 16), (column, 24))
+    ]
     return centred[0], centred[1]
 
 

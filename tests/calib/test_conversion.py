@@ -76,8 +76,17 @@ CASES = [
     Case("quick-gelu", {"act_layer": "quick_gelu"}),
     Case("one-head", {"num_heads": 1}),
     Case("fc-norm", {"fc_norm": True, "final_norm": False, "global_pool": "avg"}),
-    Case("dropouts", {"drop_rate": 0.5, "attn_drop_rate": 0.5, "drop_path_rate": 0.5,
-                      "proj_drop_rate": 0.5, "patch_drop_rate": 0.5, "pos_drop_rate": 0.5}),
+    Case(
+        "dropouts",
+        {
+            "drop_rate": 0.5,
+            "attn_drop_rate": 0.5,
+            "drop_path_rate": 0.5,
+            "proj_drop_rate": 0.5,
+            "patch_drop_rate": 0.5,
+            "pos_drop_rate": 0.5,
+        },
+    ),
 ]
 CASES = [case for case in CASES if HAS_GATE or not case.gated]
 
@@ -122,8 +131,11 @@ def test_every_product_has_its_quantizers(case: Case) -> None:
     layers = case.linears + 1  # and the patch embedding
     assert kinds.count(TensorKind.WEIGHT) == layers
     assert kinds.count(TensorKind.ACTIVATION) == layers + 2 * 4
-    left = [name for name, module in student.named_modules()
-            if isinstance(module, nn.Linear | nn.Conv2d | Attention)]
+    left = [
+        name
+        for name, module in student.named_modules()
+        if isinstance(module, nn.Linear | nn.Conv2d | Attention)
+    ]
     assert left == []
     names = [quantizer.name for quantizer in quantizers_of(student)]
     assert len(set(names)) == len(names)
@@ -181,8 +193,9 @@ def test_taps_are_products_and_weighted_values() -> None:
         outputs(teacher, images(2))
         heads = taps[0].double().numpy()
     for head in range(3):
-        q, k, v = (qkv[1, :, part * 48 + 16 * head : part * 48 + 16 * head + 16]
-                   for part in range(3))
+        q, k, v = (
+            qkv[1, :, part * 48 + 16 * head : part * 48 + 16 * head + 16] for part in range(3)
+        )
         expected = q @ k.T / 16**0.5
         assert abs(logits[1, head] - expected).max() < 1e-4
         weights = torch.from_numpy(expected).softmax(-1).numpy()
@@ -191,8 +204,9 @@ def test_taps_are_products_and_weighted_values() -> None:
 
 def test_bits_and_grids() -> None:
     settings = quantization(3, 5, first_layer_bits=7, last_layer_bits=6)
-    student = build_student(expose_attention(tiny_vit(name="deit_tiny_distilled_patch16_224")),
-                            settings)
+    student = build_student(
+        expose_attention(tiny_vit(name="deit_tiny_distilled_patch16_224")), settings
+    )
     rows = {quantizer.name: quantizer.describe() for quantizer in quantizers_of(student)}
     expected = {
         "patch_embed.proj.input_quantizer": (7, -64, 63),
@@ -220,16 +234,6 @@ def test_images_are_left_alone_when_the_recipe_says_so() -> None:
     names = {quantizer.name for quantizer in quantizers_of(student)}
     assert "patch_embed.proj.input_quantizer" not in names
     assert student.get_submodule("patch_embed.proj.weight_quantizer").bits == 4
-
-
-def test_shifts_only_when_asked_for() -> None:
-    teacher = expose_attention(tiny_vit())
-    with_shifts = build_student(teacher, quantization()).state_dict()
-    without = build_student(teacher, quantization(shift_activations=False)).state_dict()
-    assert with_shifts.keys() - without.keys() == {
-        "blocks.0.mlp.act.shift", "blocks.1.mlp.act.shift"
-    }
-    assert teacher.state_dict().keys() <= without.keys()
 
 
 def test_student_shares_nothing_with_its_teacher() -> None:

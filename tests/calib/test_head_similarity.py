@@ -1,9 +1,10 @@
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from skimage.metrics import structural_similarity
 
 from mimiq_calib.synthesis.head_similarity import (
@@ -11,6 +12,9 @@ from mimiq_calib.synthesis.head_similarity import (
     inter_head_loss,
     mean_head_similarity,
 )
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 C1, C2 = 0.01**2, 0.03**2
 
@@ -36,9 +40,7 @@ def ssim(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
     v_a, v_b = (a**2).mean() - m_a**2, (b**2).mean() - m_b**2
     s_ab = (a * b).mean() - m_a * m_b
     return float(
-        (2 * m_a * m_b + C1)
-        * (2 * s_ab + C2)
-        / ((m_a**2 + m_b**2 + C1) * (v_a + v_b + C2))
+        (2 * m_a * m_b + C1) * (2 * s_ab + C2) / ((m_a**2 + m_b**2 + C1) * (v_a + v_b + C2))
     )
 
 
@@ -193,9 +195,7 @@ def test_constant_maps_neither_get_nor_disturb_gradients() -> None:
     constant_as_zeros[:, 2] = 0.0
     (1 - autograd_similarity(constant_as_zeros).square()).mean().backward()
     assert exact.grad is not None
-    torch.testing.assert_close(
-        leaf.grad[:, :2].double(), exact.grad[:, :2], rtol=2e-3, atol=1e-6
-    )
+    torch.testing.assert_close(leaf.grad[:, :2].double(), exact.grad[:, :2], rtol=2e-3, atol=1e-6)
 
 
 def test_slices_without_prefix_tokens() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -8,7 +9,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from numpy.typing import NDArray
 
 from mimiq_calib.quantizers.learned_step import (
     learned_step_quantize,
@@ -16,6 +16,9 @@ from mimiq_calib.quantizers.learned_step import (
     quantize_to_codes,
 )
 from mimiq_runtime.grid import Grid
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 GRIDS = [make(bits) for bits in range(2, 9) for make in (Grid.signed, Grid.unsigned)]
 GRID_IDS = [f"{grid.qmin}..{grid.qmax}" for grid in GRIDS]
@@ -65,9 +68,7 @@ def gradients(
 @pytest.mark.parametrize("grid", GRIDS, ids=GRID_IDS)
 @settings(max_examples=20, deadline=None)
 @given(
-    x=arrays(
-        np.float32, (3, 5), elements=st.floats(-1e6, 1e6, width=32, allow_subnormal=True)
-    ),
+    x=arrays(np.float32, (3, 5), elements=st.floats(-1e6, 1e6, width=32, allow_subnormal=True)),
     scale=st.floats(2.0**-24, 2.0**20, width=32),
 )
 def test_forward_equals_numpy(x: NDArray[np.float32], scale: float, grid: Grid) -> None:
@@ -106,9 +107,7 @@ def test_division_not_multiplication_by_the_reciprocal() -> None:
     by_division = np.clip(np.round(x.numpy() / np.float32(0.1)), -128, 127)
     by_reciprocal = np.clip(np.round(x.numpy() * (np.float32(1) / np.float32(0.1))), -128, 127)
     assert (by_division != by_reciprocal).any(), "the case tells the two apart"
-    np.testing.assert_array_equal(
-        quantize_to_codes(x, scale, Grid.signed(8)).numpy(), by_division
-    )
+    np.testing.assert_array_equal(quantize_to_codes(x, scale, Grid.signed(8)).numpy(), by_division)
 
 
 @pytest.mark.parametrize("grid", GRIDS, ids=GRID_IDS)

@@ -53,8 +53,6 @@ def test_other_types_become_pixels(dtype: torch.dtype) -> None:
 
 
 def test_one_channel() -> None:
-    scale = PixelScale(
-        Preprocessing(input_size=(1, 4, 4), mean=(0.25,), std=(0.5,)), CPU
-    )
+    scale = PixelScale(Preprocessing(input_size=(1, 4, 4), mean=(0.25,), std=(0.5,)), CPU)
     black = scale.normalise(scale.to_unit(torch.zeros(1, 1, 4, 4, dtype=torch.uint8)))
     assert black.unique().tolist() == [-0.5]

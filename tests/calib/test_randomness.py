@@ -9,8 +9,9 @@ from mimiq_calib.randomness import piece_generator, piece_seed
 
 
 def test_seeds_differ_by_run_stage_and_piece() -> None:
-    cases = itertools.product((0, 1, 2**31, 2**32, 2**63), ("synthesis", "distillation", "a"),
-                              (0, 1, 2, 999))
+    cases = itertools.product(
+        (0, 1, 2**31, 2**32, 2**63), ("synthesis", "distillation", "a"), (0, 1, 2, 999)
+    )
     seeds = [piece_seed(*case) for case in cases]
     assert len(set(seeds)) == len(seeds)
     assert piece_seed(1, "s", 2) != piece_seed(2, "s", 1)

@@ -1,9 +1,10 @@
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 
 from mimiq_calib.quantizers.range_search import (
@@ -15,6 +16,9 @@ from mimiq_calib.quantizers.range_search import (
     search_scale,
 )
 from mimiq_runtime.grid import Grid
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 GRIDS = [Grid.signed(2), Grid.signed(4), Grid.signed(8), Grid.unsigned(4), Grid.unsigned(8)]
 GRID_IDS = [f"{grid.qmin}..{grid.qmax}" for grid in GRIDS]

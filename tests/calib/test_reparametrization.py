@@ -19,13 +19,6 @@ from mimiq_calib.conversion.convert import expose_attention, insert_quantizers
 from mimiq_calib.observation import observe_activations, scale_weights
 from mimiq_calib.quantizers.learned_step import quantize_to_codes
 from mimiq_calib.quantizers.range_search import mse_scale
-from mimiq_calib.reparametrization.activation_shift import (
-    ShiftedActivation,
-    choose_shift,
-    fold_shifts,
-    insert_shifts,
-    link_shifts,
-)
 from mimiq_calib.reparametrization.attention_centring import (
     centre_keys_and_values,
     centring_applies,
@@ -36,7 +29,7 @@ from mimiq_calib.reparametrization.statistics import ChannelStatistics, watch_in
 from mimiq_runtime.grid import Grid
 
 GRIDS = {"weight_grid": Grid.signed(4), "activation_grid": Grid.signed(4)}
-NONE = {"centre_attention": False, "equalise_norms": False, "shift_activations": False}
+NONE = {"centre_attention": False, "equalise_norms": False, "skewed_grids": False}
 
 
 def teacher(**arguments: Any) -> nn.Module:
@@ -130,7 +123,7 @@ class TestCentring:
         centre_keys_and_values(attention, statistics["x"])
         outputs(model)
         handle.remove()
-        assert seen[1][..., 48:].mean(dim=(0, 1)).abs().max() < 1e-4
+        assert seen[-1][..., 48:].mean(dim=(0, 1)).abs().max() < 1e-4
 
     def test_lowers_the_error_of_offset_keys_and_values(self) -> None:
         def error(centre: bool) -> float:
@@ -142,8 +135,9 @@ class TestCentring:
         assert error(True) < 0.5 * error(False)
 
     @pytest.mark.parametrize(
-        "arguments", [{"qk_norm": True}, {"scale_attn_norm": True}, {"qkv_bias": False},
-                      {"proj_bias": False}], ids=str
+        "arguments",
+        [{"qk_norm": True}, {"scale_attn_norm": True}, {"qkv_bias": False}, {"proj_bias": False}],
+        ids=str,
     )
     def test_only_where_it_is_exact(self, arguments: dict[str, Any]) -> None:
         assert not centring_applies(teacher(**arguments).blocks[0].attn)
@@ -210,113 +204,13 @@ class TestEqualisation:
             torch.testing.assert_close(layer(norm(x)), expected, rtol=1e-4, atol=2e-4)
 
 
-class TestShift:
-    @torch.no_grad()
-    def gelu(self) -> tuple[ShiftedActivation, torch.Tensor]:
-        x = 2 * torch.randn(4000, 8, generator=torch.Generator().manual_seed(0))
-        return ShiftedActivation(nn.GELU()), x
-
-    @torch.no_grad()
-    @pytest.mark.parametrize("bits", [3, 4, 8])
-    def test_lowers_the_error_of_gelu(self, bits: int) -> None:
-        activation, x = self.gelu()
-        grid, exact = Grid.signed(bits), activation(x)
-        before = squared_error(quantized(exact, grid), exact)
-        choose_shift(activation, statistics_of(exact), grid)
-        shifted = activation(x)
-        assert activation.shift < 0, "down to the negative codes"
-        assert squared_error(quantized(shifted, grid), shifted) < 0.5 * before
-
-    @torch.no_grad()
-    def test_maps_the_smallest_value_to_the_lowest_code(self) -> None:
-        activation, x = self.gelu()
-        grid = Grid.signed(4)
-        choose_shift(activation, statistics_of(activation(x)), grid)
-        shifted = activation(x)
-        # Its scale is the one with which the smallest value has the code qmin.
-        scale = shifted.min() / grid.qmin
-        assert scale > 0
-        assert (shifted / scale).max() > 0.5 * grid.qmax, "and the grid is used up to its end"
-
-    @torch.no_grad()
-    def test_no_shift_on_unsigned_grids_or_constants(self) -> None:
-        activation, x = self.gelu()
-        choose_shift(activation, statistics_of(activation(x)), Grid.unsigned(4))
-        assert float(activation.shift) == 0.0
-        choose_shift(activation, statistics_of(torch.full((5, 3), 2.0)), Grid.signed(4))
-        assert float(activation.shift) == 0.0
-
-    def test_zero_shifts_are_no_change(self) -> None:
-        model = teacher()
-        before = outputs(model)
-        insert_shifts(model)
-        assert isinstance(model.blocks[0].mlp.act, ShiftedActivation)
-        assert torch.equal(outputs(model), before)
-
-    @pytest.mark.parametrize("enabled", [False, True], ids=["floating-point", "quantized"])
-    def test_folding_keeps_the_students_output(self, enabled: bool) -> None:
-        model = teacher()
-        student = calibrated(model, quantization(4, 4))
-        set_quantizers(student, enabled=enabled)
-        shifts = [block.mlp.act.shift for block in student.blocks]
-        assert all(float(shift) < -0.01 for shift in shifts)
-        linked = outputs(student)
-        if not enabled:
-            assert_same_function(student, outputs(model))
-        fold_shifts(student)
-        assert student.blocks[0].mlp.fc2.input_shift is None
-        assert torch.equal(outputs(student), linked)
-        fold_shifts(student)
-        assert torch.equal(outputs(student), linked), "a second time there is nothing to fold"
-
-    def test_without_the_link_the_shift_would_change_the_function(self) -> None:
-        model = teacher()
-        before = outputs(model)
-        insert_shifts(model)
-        model.blocks[0].mlp.act.shift.data.fill_(-0.5)
-        insert_quantizers(model, quantization())
-        set_quantizers(model, enabled=False)
-        assert squared_error(outputs(model), before) > 1e-4
-        link_shifts(model)
-        assert_same_function(model, before)
-
-    def test_linked_shift_learns(self) -> None:
-        student = calibrated(teacher(), quantization(4, 4)).requires_grad_(True)
-        student(images(2)).square().sum().backward()
-        shift = student.blocks[0].mlp.act.shift
-        assert shift.grad is not None
-        assert float(shift.grad) != 0.0
-        before = outputs(student)
-        shift.data += 0.01
-        fold_shifts_of = copy.deepcopy(student)
-        assert not torch.equal(outputs(fold_shifts_of), before)
-
-    @pytest.mark.parametrize("arguments", [{"scale_mlp_norm": True}], ids=str)
-    def test_only_where_it_is_exact(self, arguments: dict[str, Any]) -> None:
-        model = teacher(**arguments)
-        insert_shifts(model)
-        assert not any(isinstance(module, ShiftedActivation) for module in model.modules())
-
-    def test_not_without_a_bias_to_take_it_out(self) -> None:
-        model = teacher()
-        model.blocks[0].mlp.fc2.bias = None
-        insert_shifts(model)
-        assert not isinstance(model.blocks[0].mlp.act, ShiftedActivation)
-        assert isinstance(model.blocks[1].mlp.act, ShiftedActivation)
-
-
 def calibrated(model: nn.Module, settings: Any) -> nn.Module:
     """All of an observation, as ``mimiq_deploy.calibration`` does it."""
     student, pictures = copy.deepcopy(model), pixels(8)
-    if settings.shift_activations:
-        insert_shifts(student)
     reparametrize(student, settings, pictures, PIXEL_SCALE, batch_size=4, advance=no_advance)
     insert_quantizers(student, settings)
-    link_shifts(student)
     scale_weights(student, settings)
-    observe_activations(
-        student, settings, pictures, PIXEL_SCALE, batch_size=4, advance=no_advance
-    )
+    observe_activations(student, settings, pictures, PIXEL_SCALE, batch_size=4, advance=no_advance)
     return student
 
 
@@ -342,16 +236,21 @@ def test_reparametrizing_keeps_the_function(chosen: str, arguments: dict[str, An
     )
     set_quantizers(student, enabled=False)
     assert_same_function(student, before)
-    fold_shifts(student)
-    assert_same_function(student, before)
 
 
 def test_everything_is_changed_where_it_applies() -> None:
     model = teacher()
     student = calibrated(model, quantization(4, 4))
     before, after = model.state_dict(), student.state_dict()
-    for part in ("norm1.weight", "norm1.bias", "norm2.weight", "attn.qkv.bias", "attn.proj.bias",
-                 "mlp.fc1.weight", "mlp.fc1.bias"):
+    for part in (
+        "norm1.weight",
+        "norm1.bias",
+        "norm2.weight",
+        "attn.qkv.bias",
+        "attn.proj.bias",
+        "mlp.fc1.weight",
+        "mlp.fc1.bias",
+    ):
         for block in (0, 1):
             name = f"blocks.{block}.{part}"
             assert not torch.equal(before[name], after[name]), name
@@ -376,9 +275,12 @@ def test_all_together_lower_the_error_of_a_skewed_model() -> None:
 
 def test_progress_counts_every_picture() -> None:
     model, counted = teacher(), []
-    insert_shifts(model)
     reparametrize(
-        model, quantization(), pixels(7), PIXEL_SCALE, batch_size=3,
+        model,
+        quantization(),
+        pixels(7),
+        PIXEL_SCALE,
+        batch_size=3,
         advance=lambda steps, _note: counted.append(steps),
     )
     assert counted == [3, 3, 1]

@@ -11,8 +11,7 @@ from torch import nn
 from mimiq_calib.conversion.attention import ExposedAttention
 from mimiq_calib.conversion.layers import QuantizedConv2d, QuantizedLinear
 from mimiq_calib.conversion.support import check_support
-from mimiq_calib.quantizers.quantizer import Quantizer
-from mimiq_calib.reparametrization.activation_shift import insert_shifts
+from mimiq_calib.quantizers.quantizer import Quantizer, Skew
 from mimiq_runtime.grid import Grid
 from mimiq_runtime.quantization_table import TensorKind
 
@@ -46,19 +45,16 @@ def expose_attention(model: nn.Module) -> nn.Module:
 
 
 def build_student(teacher: nn.Module, settings: QuantizationSettings) -> nn.Module:
-    """Copy a teacher and give the copy everything a student has: shifts and quantizers.
+    """Copy a teacher and insert quantizers into the copy.
 
     Args:
         teacher: What :func:`expose_attention` returned; it is not changed.
-        settings: Bit widths, and whether there are shifts.
+        settings: Bit widths.
 
     Returns:
-        The student, in inference mode, uncalibrated: shifts are 0 and scales are 1. Parameters
-        keep their names.
+        The student, in inference mode, uncalibrated: scales are 1. Parameters keep their names.
     """
     student = copy.deepcopy(teacher)
-    if settings.shift_activations:
-        insert_shifts(student)
     insert_quantizers(student, settings)
     return student.eval()
 
@@ -80,7 +76,11 @@ def insert_quantizers(student: nn.Module, settings: QuantizationSettings) -> Non
             weight_bits, input_bits = settings.bits_of_layer(name)
             quantized: nn.Module = QuantizedLinear(
                 module,
-                _activation_quantizer(f"{name}.input_quantizer", input_bits),
+                _activation_quantizer(
+                    f"{name}.input_quantizer",
+                    input_bits,
+                    Skew.CONTAINER if module.bias is None else Skew.ANY,
+                ),
                 _weight_quantizer(f"{name}.weight_quantizer", weight_bits, module.out_features),
             )
             _replace(student, name, quantized)
@@ -111,8 +111,8 @@ def _fill_attention_slots(attention: ExposedAttention, name: str, bits: int) -> 
     )
 
 
-def _activation_quantizer(name: str, bits: int) -> Quantizer:
-    return Quantizer(name, TensorKind.ACTIVATION, bits, Grid.signed(bits))
+def _activation_quantizer(name: str, bits: int, skew: Skew = Skew.CONTAINER) -> Quantizer:
+    return Quantizer(name, TensorKind.ACTIVATION, bits, Grid.signed(bits), skew=skew)
 
 
 def _weight_quantizer(name: str, bits: int, channels: int) -> Quantizer:

@@ -199,7 +199,7 @@ class _StepLosses:
         loss = settings.logit_weight * logit + settings.structure_weight * structure
         if not torch.isfinite(loss):
             raise InvalidInputError(
-                f"The distillation diverged: its loss is {float(loss)}; lower "
+                f"The distillation diverged: its loss is {float(loss.detach())}; lower "
                 "distillation.learning_rate, and continue from the last good epoch with --resume "
                 "or start anew."
             )

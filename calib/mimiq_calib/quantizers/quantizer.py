@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,7 +19,20 @@ if TYPE_CHECKING:
     from mimiq_calib.quantizers.observer import ValueSample
     from mimiq_runtime.grid import Grid
 
-__all__ = ["Quantizer"]
+__all__ = ["Quantizer", "Skew"]
+
+
+class Skew(StrEnum):
+    """Which skewed grids a tensor may have.
+
+    ``none``: the grid is given. ``container``: any that the container can store, for operands
+    of a product of two activations. ``any``: the tensor feeds a layer whose bias can take out
+    the shift that a grid beyond the container needs.
+    """
+
+    NONE = "none"
+    CONTAINER = "container"
+    ANY = "any"
 
 
 class Quantizer(nn.Module):
@@ -28,7 +42,8 @@ class Quantizer(nn.Module):
         name: Dotted name in the model; it becomes the name in ``quantization.json`` and ONNX.
         kind: Weight or activation.
         bits: Nominal bit width.
-        grid: The codes that may come out.
+        grid: The codes that may come out; calibration may choose a skewed one.
+        skew: Which other grids calibration may choose.
         channels: Number of scales, along axis 0; None for one scale in all.
 
     Attributes:
@@ -38,13 +53,21 @@ class Quantizer(nn.Module):
     """
 
     def __init__(
-        self, name: str, kind: TensorKind, bits: int, grid: Grid, *, channels: int | None = None
+        self,
+        name: str,
+        kind: TensorKind,
+        bits: int,
+        grid: Grid,
+        *,
+        skew: Skew = Skew.NONE,
+        channels: int | None = None,
     ) -> None:
         super().__init__()
         self.name = name
         self.kind = kind
         self.bits = bits
         self.grid = grid
+        self.skew = skew
         self.axis = None if channels is None else 0
         self.scale = nn.Parameter(torch.ones(() if channels is None else (channels,)))
         self.enabled = True
@@ -69,8 +92,9 @@ class Quantizer(nn.Module):
         )
 
     def codes(self, x: Tensor) -> Tensor:
-        """Integer codes of ``x``, int8, in its shape."""
-        return quantize_to_codes(x, self._broadcast_scale(x), self.grid).to(torch.int8)
+        """Codes of ``x`` as the container stores them, int8, in its shape."""
+        codes = quantize_to_codes(x, self._broadcast_scale(x), self.grid)
+        return (codes + self.grid.offset).to(torch.int8)
 
     def describe(self) -> QuantizedTensor:
         """This quantizer's row in ``quantization.json``."""
@@ -82,6 +106,7 @@ class Quantizer(nn.Module):
             qmax=self.grid.qmax,
             axis=self.axis,
             scale=self.scale.detach().tolist(),
+            shift=self.grid.offset * float(self.scale.detach()) if self.grid.offset else None,
         )
 
     def extra_repr(self) -> str:

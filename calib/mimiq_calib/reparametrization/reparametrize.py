@@ -10,7 +10,6 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from mimiq_calib.conversion.attention import ExposedAttention
-from mimiq_calib.reparametrization.activation_shift import ShiftedActivation, choose_shift
 from mimiq_calib.reparametrization.attention_centring import (
     centre_keys_and_values,
     centring_applies,
@@ -38,11 +37,10 @@ def reparametrize(
     batch_size: int,
     advance: Callable[[int, str], None],
 ) -> None:
-    """Centre keys and values, equalise LayerNorm outputs and shift activations.
+    """Centre keys and values, and equalise LayerNorm outputs.
 
     Args:
-        model: A model with exposed attention and shifts, not quantized; changed. Its function
-            stays, but for the shifts that :func:`link_shifts` takes out.
+        model: A model with exposed attention, not quantized; changed, its function is not.
         settings: Which of them, and the bit widths that they prepare for.
         images: uint8 pixels, ``(count, channels, height, width)``.
         pixel_scale: From pixels to the model's input, on the model's device.
@@ -58,7 +56,7 @@ def reparametrize(
     for name, block in blocks:
         watched[f"{name}.qkv"] = block.attn.qkv
         if isinstance(block.mlp, Mlp):
-            watched |= {f"{name}.fc1": block.mlp.fc1, f"{name}.fc2": block.mlp.fc2}
+            watched[f"{name}.fc1"] = block.mlp.fc1
     device = next(model.parameters()).device
     with watch_inputs(watched) as statistics:
         for batch in torch.split(images, batch_size):
@@ -92,8 +90,6 @@ def _prepare_mlp(
             weight_grid=weight_grid,
             activation_grid=activation_grid,
         )
-    if isinstance(mlp.act, ShiftedActivation):
-        choose_shift(mlp.act, statistics[f"{name}.fc2"], activation_grid)
 
 
 def _equalise(

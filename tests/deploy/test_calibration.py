@@ -1,0 +1,481 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from _helpers.tiny_students import images, tiny_vit
+from PIL import Image
+from safetensors.numpy import load_file
+from safetensors.torch import save_file
+
+from mimiq_calib.distillation import distill as distilling
+from mimiq_calib.recipe import Recipe
+from mimiq_calib.run_models import load_student, load_teacher, recipe_of
+from mimiq_calib.synthesis import sources
+from mimiq_deploy.calibration import CalibrationRequest, calibrate
+from mimiq_runtime.atomic import sha256_of
+from mimiq_runtime.errors import (
+    CheckpointError,
+    InvalidInputError,
+    RunDirectoryError,
+    UnsupportedModelError,
+)
+from mimiq_runtime.run_directory import RunDirectory
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+ARCHITECTURE = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Equal runs are equal to the bit."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
+def recipe(**distillation: Any) -> Recipe:
+    return Recipe.model_validate(
+        {
+            "name": "test",
+            "quantization": {"weight_bits": 4, "activation_bits": 4},
+            "synthesis": {"num_images": 4, "batch_size": 2, "iterations": 2, "precision": "fp32"},
+            "observation": {"num_images": 3, "batch_size": 2},
+            "distillation": {
+                "epochs": 2,
+                "batch_size": 2,
+                "learning_rate": 1e-3,
+                "precision": "fp32",
+            }
+            | distillation,
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
+    save_file(tiny_vit().state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def request_(checkpoint: Path) -> CalibrationRequest:
+    return CalibrationRequest(
+        model="vit_tiny_patch16_224",
+        recipe=recipe(),
+        checkpoint=checkpoint,
+        model_arguments=ARCHITECTURE,
+        seed=3,
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(
+    request_: CalibrationRequest, tmp_path_factory: pytest.TempPathFactory
+) -> RunDirectory:
+    return calibrate(request_, tmp_path_factory.mktemp("runs") / "finished")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def metrics_of(run: RunDirectory) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in run.path(run.METRICS).read_text().splitlines()]
+
+
+class TestFinishedRun:
+    def test_files(self, finished: RunDirectory) -> None:
+        expected = {
+            "model.safetensors",
+            "quantized.safetensors",
+            "quantization.json",
+            "metrics.jsonl",
+            "images/shard-00000.safetensors",
+            "images/shard-00001.safetensors",
+            "images/preview.png",
+        }
+        assert set(contents(finished.root)) == expected | {"run.json"}
+        assert set(finished.manifest.files) == expected
+
+    def test_digests(self, finished: RunDirectory) -> None:
+        opened = RunDirectory.open(finished.root)
+        assert opened.manifest == finished.manifest
+        assert opened.damaged_files() == []
+        for name, record in opened.manifest.files.items():
+            assert record.sha256 == sha256_of(finished.root / name)
+            assert record.bytes == (finished.root / name).stat().st_size
+
+    def test_stages(self, finished: RunDirectory) -> None:
+        stages = finished.manifest.stages
+        assert list(stages) == ["synthesis", "observation", "distillation"]
+        assert all(stage.state == "done" and stage.seconds > 0 for stage in stages.values())
+        details = stages["distillation"].details
+        assert details["epoch"] == 1
+        assert set(details) == {"epoch", "loss", "logit", "structure", "agreement"}
+
+    def test_manifest(self, finished: RunDirectory, request_: CalibrationRequest) -> None:
+        manifest = finished.manifest
+        assert manifest.model.name == "vit_tiny_patch16_224"
+        assert manifest.model.arguments == ARCHITECTURE
+        assert manifest.model.num_classes == 10, "as the checkpoint's classifier says"
+        assert manifest.model.weights == "tiny.safetensors"
+        assert manifest.model.labels is None
+        assert manifest.seed == 3
+        assert manifest.bits == "w4a4"
+        assert manifest.preprocessing.input_size == (3, 32, 32)
+        assert recipe_of(finished) == request_.recipe
+        assert {"torch", "timm", "mimiq-deploy"} <= manifest.environment.keys()
+
+    def test_model_is_the_checkpoint(self, finished: RunDirectory, checkpoint: Path) -> None:
+        stored, given = load_file(finished.path("model.safetensors")), load_file(checkpoint)
+        assert stored.keys() == given.keys()
+        assert all(np.array_equal(stored[name], value) for name, value in given.items())
+        with torch.no_grad():
+            torch.testing.assert_close(load_teacher(finished)(images(2)), tiny_vit()(images(2)))
+
+    def test_images(self, finished: RunDirectory) -> None:
+        shards = [load_file(finished.path(f"images/shard-0000{n}.safetensors")) for n in (0, 1)]
+        for shard in shards:
+            assert shard["images"].shape == (2, 3, 32, 32)
+            assert shard["images"].dtype == np.uint8
+            assert shard["labels"].shape == (2,)
+        assert not np.array_equal(shards[0]["images"], shards[1]["images"])
+        with Image.open(finished.path("images/preview.png")) as preview:
+            assert preview.size == (4 * 34 + 2, 36)
+
+    def test_metrics(self, finished: RunDirectory) -> None:
+        records = metrics_of(finished)
+        assert [(r["stage"], r["piece"]) for r in records] == [
+            *[("synthesis", 0)] * 2,
+            *[("synthesis", 1)] * 2,
+            ("distillation", 0),
+            ("distillation", 1),
+        ]
+
+    def test_table_is_the_students(self, finished: RunDirectory) -> None:
+        tensors = load_file(finished.path("quantized.safetensors"))
+        rows = finished.quantization_table().tensors
+        assert len(rows) == 10 * 2 + 2 * 4
+        assert {f"{row.name}.scale" for row in rows} == {
+            name for name in tensors if name.endswith(".scale")
+        }
+        for row in rows:
+            scale = tensors[f"{row.name}.scale"]
+            np.testing.assert_array_equal(np.float32(row.scale), scale)
+            assert (scale > 0).all()
+            assert (row.axis == 0) == (row.kind == "weight") == (scale.ndim == 1)
+
+    def test_student_is_like_its_teacher(self, finished: RunDirectory) -> None:
+        student, teacher = load_student(finished), load_teacher(finished)
+        with torch.no_grad():
+            x = images(5)
+            difference = (student(x) - teacher(x)).square().mean() / teacher(x).var()
+        assert 0 < difference < 1
+
+    def test_the_same_again(
+        self, finished: RunDirectory, request_: CalibrationRequest, tmp_path: Path
+    ) -> None:
+        before, after = contents(finished.root), contents(calibrate(request_, tmp_path).root)
+        different = [name for name in before if before[name] != after[name]]
+        assert different == ["run.json"], "which tells times"
+
+    def test_another_seed(
+        self, finished: RunDirectory, request_: CalibrationRequest, tmp_path: Path
+    ) -> None:
+        other = calibrate(replace(request_, seed=4), tmp_path)
+        for name in ("images/shard-00000.safetensors", "quantized.safetensors"):
+            assert other.path(name).read_bytes() != finished.path(name).read_bytes()
+        assert (
+            other.path("model.safetensors").read_bytes()
+            == finished.path("model.safetensors").read_bytes()
+        )
+
+
+class TestResuming:
+    def resumed_equals(
+        self, finished: RunDirectory, request: CalibrationRequest, folder: Path
+    ) -> RunDirectory:
+        torch.rand(3)
+        run = calibrate(request, folder, resume=True)
+        for name in (
+            "quantized.safetensors",
+            "quantization.json",
+            "metrics.jsonl",
+            "images/preview.png",
+            "images/shard-00001.safetensors",
+        ):
+            assert run.path(name).read_bytes() == finished.path(name).read_bytes(), name
+        assert set(contents(folder)) == set(contents(finished.root)), "no left-overs"
+        assert run.damaged_files() == []
+        assert run.manifest.stages.keys() == finished.manifest.stages.keys()
+        return run
+
+    @pytest.mark.parametrize("step", [0, 1, 2, 3], ids="synthesis step {}".format)
+    def test_in_the_middle_of_synthesis(
+        self,
+        finished: RunDirectory,
+        request_: CalibrationRequest,
+        tmp_path: Path,
+        step: int,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        calls = 0
+        original = sources.synthesise_batch
+
+        def dying(*arguments: Any, advance: Any, **others: Any) -> Any:
+            def count(steps: int, note: str) -> None:
+                nonlocal calls
+                if calls == step:
+                    raise Killed
+                calls += 1
+                advance(steps, note)
+
+            return original(*arguments, advance=count, **others)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(sources, "synthesise_batch", dying)
+            with pytest.raises(Killed):
+                calibrate(request_, tmp_path)
+        interrupted = RunDirectory.open(tmp_path)
+        assert interrupted.manifest.stages["synthesis"].state == "running"
+        assert ("images/shard-00000.safetensors" in interrupted.manifest.files) == (step >= 2)
+        self.resumed_equals(finished, request_, tmp_path)
+
+    def test_finished_shards_are_not_made_again(
+        self,
+        finished: RunDirectory,
+        request_: CalibrationRequest,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        made: list[int] = []
+        original = sources.make_shard
+
+        def second_dies(*arguments: Any, **others: Any) -> Any:
+            made.append(arguments[3].first)
+            if len(made) == 2:
+                raise Killed
+            return original(*arguments, **others)
+
+        monkeypatch.setattr(sources, "make_shard", second_dies)
+        with pytest.raises(Killed):
+            calibrate(request_, tmp_path)
+        self.resumed_equals(finished, request_, tmp_path)
+        assert made == [0, 2, 2]
+
+    @pytest.mark.parametrize("epoch", [0, 1])
+    def test_after_an_epoch(
+        self,
+        finished: RunDirectory,
+        request_: CalibrationRequest,
+        tmp_path: Path,
+        epoch: int,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        original = distilling.save_checkpoint
+
+        def save_and_die(*arguments: Any, next_epoch: int) -> None:
+            original(*arguments, next_epoch=next_epoch)
+            if next_epoch == epoch + 1:
+                raise Killed
+
+        with monkeypatch.context() as patch:
+            patch.setattr(distilling, "save_checkpoint", save_and_die)
+            with pytest.raises(Killed):
+                calibrate(request_, tmp_path)
+        interrupted = RunDirectory.open(tmp_path)
+        assert interrupted.manifest.stages["distillation"].state == "running"
+        assert (tmp_path / "checkpoints/distillation.safetensors").exists()
+        self.resumed_equals(finished, request_, tmp_path)
+
+    def test_after_nothing_was_written_yet(
+        self, finished: RunDirectory, request_: CalibrationRequest, tmp_path: Path
+    ) -> None:
+        self.resumed_equals(finished, request_, tmp_path / "new")
+
+    def test_a_finished_run_is_left_alone(
+        self, finished: RunDirectory, request_: CalibrationRequest
+    ) -> None:
+        before = contents(finished.root)
+        assert calibrate(request_, finished.root, resume=True).manifest == finished.manifest
+        assert contents(finished.root) == before
+
+    @pytest.mark.parametrize(
+        ("change", "named"),
+        [
+            ({"seed": 4}, "seed"),
+            ({"recipe": recipe(epochs=3)}, "recipe"),
+            ({"preprocessing": {"crop_pct": 1.0}}, "preprocessing"),
+            ({"labels": [str(n) for n in range(10)]}, "model"),
+            ({"model_arguments": ARCHITECTURE | {"drop_rate": 0.1}}, "model"),
+        ],
+        ids=["seed", "recipe", "preprocessing", "labels", "arguments"],
+    )
+    def test_other_choices_are_refused(
+        self,
+        finished: RunDirectory,
+        request_: CalibrationRequest,
+        change: dict[str, Any],
+        named: str,
+    ) -> None:
+        before = contents(finished.root)
+        with pytest.raises(RunDirectoryError, match=f"another {named}"):
+            calibrate(replace(request_, **change), finished.root, resume=True)
+        assert contents(finished.root) == before
+
+    def test_other_weights_are_refused(
+        self, finished: RunDirectory, request_: CalibrationRequest, tmp_path: Path
+    ) -> None:
+        weights = tiny_vit().state_dict()
+        weights["head.bias"][0] += 1
+        save_file(weights, tmp_path / "tiny.safetensors")
+        other = replace(request_, checkpoint=tmp_path / "tiny.safetensors")
+        with pytest.raises(RunDirectoryError, match="another model"):
+            calibrate(other, finished.root, resume=True)
+
+    def test_tuples_among_the_arguments_are_the_same_after_json(
+        self, request_: CalibrationRequest, tmp_path: Path
+    ) -> None:
+        request = replace(
+            request_, recipe=recipe(epochs=0), model_arguments=ARCHITECTURE | {"img_size": (32, 32)}
+        )
+        calibrate(request, tmp_path)
+        calibrate(request, tmp_path, resume=True)
+
+    def test_a_shard_that_was_removed_is_named(
+        self, request_: CalibrationRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def die(*_arguments: Any, **_others: Any) -> None:
+            raise Killed
+
+        with monkeypatch.context() as patch:
+            patch.setattr(distilling, "distill", die)
+            with pytest.raises(Killed):
+                calibrate(request_, tmp_path)
+        (tmp_path / "images/shard-00001.safetensors").unlink()
+        with pytest.raises(RunDirectoryError, match="shard-00001"):
+            calibrate(request_, tmp_path, resume=True)
+
+
+class TestRefusals:
+    @pytest.mark.parametrize("resume", [False, True])
+    def test_a_folder_with_something_in_it(
+        self, request_: CalibrationRequest, tmp_path: Path, resume: bool
+    ) -> None:
+        (tmp_path / "thesis.tex").write_text("years of work")
+        with pytest.raises(RunDirectoryError, match="new or an empty directory"):
+            calibrate(request_, tmp_path, resume=resume)
+        assert contents(tmp_path) == {"thesis.tex": b"years of work"}
+
+    def test_a_finished_run_without_resume(
+        self, finished: RunDirectory, request_: CalibrationRequest
+    ) -> None:
+        before = contents(finished.root)
+        with pytest.raises(RunDirectoryError, match="--resume"):
+            calibrate(request_, finished.root)
+        assert contents(finished.root) == before
+
+    def test_a_file(self, request_: CalibrationRequest, tmp_path: Path) -> None:
+        (tmp_path / "file").write_text("x")
+        with pytest.raises(InvalidInputError):
+            calibrate(request_, tmp_path / "file")
+        assert (tmp_path / "file").read_text() == "x"
+
+    @pytest.mark.parametrize(
+        ("change", "error", "match"),
+        [
+            ({"model": "vit_nonsense"}, InvalidInputError, "no model named"),
+            (
+                {"model": "resnet18", "model_arguments": {}, "checkpoint": "resnet"},
+                UnsupportedModelError,
+                "ResNet",
+            ),
+            ({"num_classes": 7}, CheckpointError, "head.bias"),
+            ({"model_arguments": ARCHITECTURE | {"depth": 3}}, CheckpointError, "missing"),
+            ({"labels": ["a", "b"]}, InvalidInputError, "10 classes, and 2 labels"),
+            ({"preprocessing": {"std": [0.0, 1, 1]}}, InvalidInputError, "positive"),
+            ({"device": "nonsense"}, InvalidInputError, "cpu always can"),
+            ({"device": "cuda:99"}, InvalidInputError, "cpu always can"),
+        ],
+        ids=["name", "family", "classes", "depth", "labels", "preprocessing", "device", "gpu"],
+    )
+    def test_nothing_is_written_when_the_request_is_wrong(
+        self,
+        request_: CalibrationRequest,
+        tmp_path: Path,
+        change: dict[str, Any],
+        error: type[InvalidInputError],
+        match: str,
+    ) -> None:
+        if change.get("checkpoint") == "resnet":
+            import timm
+
+            path = tmp_path / "resnet.safetensors"
+            save_file(timm.create_model("resnet18", num_classes=2).state_dict(), path)
+            change = change | {"checkpoint": path, "num_classes": 2}
+        with pytest.raises(error, match=match):
+            calibrate(replace(request_, **change), tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+
+    def test_a_diverged_run_can_be_looked_at(
+        self, request_: CalibrationRequest, tmp_path: Path
+    ) -> None:
+        extreme = replace(
+            request_, recipe=recipe(learning_rate=1e30, optimizer="sgd", gradient_clip=None)
+        )
+        with pytest.raises(InvalidInputError, match="diverged"):
+            calibrate(extreme, tmp_path)
+        run = RunDirectory.open(tmp_path)
+        assert run.damaged_files() == []
+        assert not run.stage_is_done("distillation")
+        assert "quantized.safetensors" not in run.manifest.files
+
+
+class TestVariants:
+    def test_ranges_alone(self, request_: CalibrationRequest, tmp_path: Path) -> None:
+        run = calibrate(replace(request_, recipe=recipe(epochs=0)), tmp_path)
+        assert run.manifest.stages["distillation"].details == {}
+        with torch.no_grad():
+            assert torch.isfinite(load_student(run)(images(2))).all()
+
+    def test_labels(self, request_: CalibrationRequest, tmp_path: Path) -> None:
+        labels = [f"class {n}" for n in range(10)]
+        request = replace(request_, recipe=recipe(epochs=0), labels=labels)
+        assert calibrate(request, tmp_path).manifest.model.labels == labels
+
+    def test_one_channel(self, request_: CalibrationRequest, tmp_path: Path) -> None:
+        path = tmp_path / "gray.safetensors"
+        save_file(tiny_vit(in_chans=1).state_dict(), path)
+        arguments = ARCHITECTURE | {"in_chans": 1}
+        run = calibrate(
+            replace(request_, checkpoint=path, model_arguments=arguments), tmp_path / "run"
+        )
+        assert run.manifest.preprocessing.input_size == (1, 32, 32)
+        with Image.open(run.path("images/preview.png")) as preview:
+            assert preview.mode == "L"
+
+    def test_noise(self, request_: CalibrationRequest, tmp_path: Path) -> None:
+        chosen = recipe(epochs=0).model_dump()
+        chosen["synthesis"] |= {"source": "noise", "num_images": 3}
+        run = calibrate(replace(request_, recipe=Recipe.model_validate(chosen)), tmp_path)
+        shard = load_file(run.path("images/shard-00001.safetensors"))
+        assert shard["images"].shape == (1, 3, 32, 32)
+        assert shard["labels"].tolist() == [-1]
