@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -82,6 +83,7 @@ def calibrate(request: CalibrationRequest, output: Path, *, resume: bool = False
     if RunDirectory.MODEL not in run.manifest.files:
         run.write_tensors(RunDirectory.MODEL, _arrays(model))
     if run.stage_is_done(DISTILLATION):
+        run.path(CHECKPOINT).unlink(missing_ok=True)
         return run
     images = _synthesise(run, teacher, request.recipe, device)
     student = _observe(run, teacher, request.recipe, images, device)
@@ -141,7 +143,12 @@ def _load_model(request: CalibrationRequest) -> tuple[nn.Module, RunManifest]:
         preprocessing=model_loading.preprocessing_of(model, request.preprocessing),
         recipe=request.recipe.model_dump(mode="json"),
         seed=request.seed,
-        environment=library_versions(LIBRARIES),
+        environment={
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            "device": request.device,
+            **library_versions(LIBRARIES),
+        },
     )
     return model, manifest
 
@@ -261,7 +268,7 @@ def _distill(
         details.update(asdict(metrics))
         run.write_metrics(DISTILLATION, metrics.epoch, [asdict(metrics)])
 
-    settings = recipe.distillation
+    settings = recipe.distillation.at_bits(recipe.quantization.weight_bits)
     if settings.epochs:
         with progress_bar("distillation", steps_of_distillation(settings, len(images))) as advance:
             distill(

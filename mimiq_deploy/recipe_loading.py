@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from mimiq_calib.recipe import Recipe
 
-__all__ = ["load_recipe", "parse_bits", "parse_setting", "shipped_recipes"]
+__all__ = ["load_recipe", "overrides_of", "parse_bits", "parse_setting", "shipped_recipes"]
 
 LARGEST_FILE = 64 * 1024
 """A recipe has a few dozen lines; anything larger is a mistake or an attack."""

@@ -35,7 +35,7 @@ class QuantizerGroup(Schema):
         kind: Weights or activations.
         bits: Bit width.
         quantizers: How many there are.
-        shifted: How many of them have a learned shift.
+        with_zero_point: How many of them are stored with a zero point other than 0.
         smallest_scale: Smallest step of any of their grids, in units of the tensor.
         largest_scale: Largest step of any of their grids.
     """
@@ -43,7 +43,7 @@ class QuantizerGroup(Schema):
     kind: TensorKind
     bits: int
     quantizers: int
-    shifted: int
+    with_zero_point: int
     smallest_scale: float
     largest_scale: float
 
@@ -181,7 +181,7 @@ def summarise_table(table: QuantizationTable) -> list[QuantizerGroup]:
                 kind=kind,
                 bits=bits,
                 quantizers=len(tensors),
-                shifted=sum(tensor.shift is not None for tensor in tensors),
+                with_zero_point=sum(tensor.zero_point != 0 for tensor in tensors),
                 smallest_scale=min(scales),
                 largest_scale=max(scales),
             )

@@ -185,15 +185,6 @@ def preprocessing_of(model: nn.Module, overrides: Mapping[str, Any]) -> Preproce
         raise InvalidInputError(
             f"The preprocessing is not valid: {'; '.join(describe_faults(error))}."
         ) from error
-    if not len(preprocessing.mean) == len(preprocessing.std) == channels:
-        raise InvalidInputError(
-            f"The model has {channels} input channels, and the preprocessing has "
-            f"{len(preprocessing.mean)} means and {len(preprocessing.std)} standard deviations."
-        )
-    if min(preprocessing.std) <= 0:
-        raise InvalidInputError(
-            f"Standard deviations of pixels are positive; got {preprocessing.std}."
-        )
     # With dynamic_img_size the model takes other sizes than its own.
     fixed = size if getattr(patch_embed, "strict_img_size", True) else preprocessing.input_size[1:]
     if preprocessing.input_size != (channels, *fixed):

@@ -60,7 +60,7 @@ class QuantizationSettings(_Section):
 
     Attributes:
         weight_bits: Bits of all weights, per output channel, symmetric.
-        activation_bits: Bits of all activations, per tensor, symmetric.
+        activation_bits: Bits of all activations, per tensor.
         first_layer_bits: Bits of the patch embedding's weight and input; None for the above.
         last_layer_bits: Bits of the classifier's weight and input; None for the above.
         quantize_images: Whether the patch embedding's input is quantized (the paper keeps it in
@@ -69,10 +69,9 @@ class QuantizationSettings(_Section):
         activation_range: How the activations' scales are first chosen.
         percentile: The percentile for ranges chosen by it, in percent.
         centre_attention: Whether the mean key and value are folded into biases, exactly.
-        equalise_norms: Whether shift and range of each channel of a LayerNorm's output are
-            folded into its neighbours, exactly.
+        equalise_channels: Whether the ranges of the channels of LayerNorm and attention outputs
+            are evened out by what is folded into their neighbours, exactly.
         skewed_grids: Whether a skewed activation gets a skewed grid, such as -1..14 behind GELU.
-            At 8 bits the engine then needs one elementwise addition.
     """
 
     weight_bits: int = Bits
@@ -84,7 +83,7 @@ class QuantizationSettings(_Section):
     activation_range: Literal["minmax", "percentile", "mse"] = "mse"
     percentile: float = Field(default=99.99, ge=50, le=100)
     centre_attention: bool = True
-    equalise_norms: bool = True
+    equalise_channels: bool = True
     skewed_grids: bool = True
 
     def bits_of_layer(self, name: str) -> tuple[int, int]:
@@ -180,6 +179,9 @@ class DistillationSettings(_Section):
         batch_size: Images a step.
         optimizer: ``sgd`` with Nesterov momentum 0.9 as published, or ``adamw``.
         learning_rate: Of weights, biases and normalisation, at the start; falls along a cosine.
+        follow_grid: Whether ``learning_rate`` is meant for 4-bit weights and doubles or halves
+            with the step of the grid: AdamW moves every weight by about the learning rate,
+            which is sixteen times as many steps of the grid at 8 bits as at 4.
         scale_learning_rate: Of the scales' logarithms.
         final_learning_rate_ratio: Learning rate at the end as a share of that at the start.
         warmup_epochs: Epochs in which only the scales learn.
@@ -196,6 +198,7 @@ class DistillationSettings(_Section):
     batch_size: int = Field(default=16, ge=1)
     optimizer: Literal["sgd", "adamw"] = "adamw"
     learning_rate: float = Field(default=1e-4, gt=0)
+    follow_grid: bool = True
     scale_learning_rate: float = Field(default=1e-3, ge=0)
     final_learning_rate_ratio: float = Field(default=0.01, ge=0, le=1)
     warmup_epochs: int = Field(default=0, ge=0)
@@ -206,6 +209,13 @@ class DistillationSettings(_Section):
     gradient_clip: float | None = Field(default=1.0, gt=0)
     augmentation: AugmentationSettings = AugmentationSettings()
     precision: Precision = Precision.AUTO
+
+    def at_bits(self, weight_bits: int) -> Self:
+        """These settings with the learning rate for a width of the weights; see above."""
+        if not self.follow_grid:
+            return self
+        rate = self.learning_rate * 2.0 ** (4 - weight_bits)
+        return self.model_copy(update={"learning_rate": rate})
 
 
 class Recipe(_Section):

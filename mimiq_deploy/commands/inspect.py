@@ -114,13 +114,13 @@ def _print_run(summary: RunSummary) -> None:
     )
     _print_table(
         "Quantizers",
-        ("kind", "bits", "count", "shifted", "smallest scale", "largest scale"),
+        ("kind", "bits", "count", "zero point", "smallest scale", "largest scale"),
         [
             (
                 group.kind,
                 str(group.bits),
                 str(group.quantizers),
-                str(group.shifted),
+                str(group.with_zero_point),
                 f"{group.smallest_scale:.3g}",
                 f"{group.largest_scale:.3g}",
             )
@@ -209,6 +209,8 @@ def _print_facts(facts: dict[str, str]) -> None:
     from rich.table import Table
 
     table = Table.grid(padding=(0, 2))
+    table.add_column()
+    table.add_column(overflow="fold")
     for name, value in facts.items():
         table.add_row(name, value)
     output_console().print(table)

@@ -67,6 +67,8 @@ def _print_table(predictions: list[ImagePrediction]) -> None:
     from rich.table import Table
 
     table = Table("picture", "class", "probability")
+    # A long path goes on in the next line: what was classified must not be cut off.
+    table.columns[0].overflow = "fold"
     table.columns[-1].justify = "right"
     for prediction in predictions:
         for rank, scored in enumerate(prediction.top):

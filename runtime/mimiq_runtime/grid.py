@@ -1,7 +1,8 @@
 """The integers a quantizer may emit, and the container that stores them.
 
-Every grid is stored in signed 8-bit integers with zero point 0, so that every grid of 2 to 8 bits
-runs as exact arithmetic on INT8 kernels (docs/architecture.md, "Deployable by construction").
+Every grid is stored in signed 8-bit integers, so that every grid of 2 to 8 bits runs as exact
+arithmetic on INT8 kernels; with zero point 0, but for skewed grids of 8 bits
+(docs/architecture.md, "Deployable by construction"; docs/decisions/0008-skewed-grids.md).
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ class Grid:
     """The consecutive integers ``qmin..qmax`` that a quantizer may emit.
 
     At most 256 integers, zero among them. A skewed grid may leave the container; then
-    :attr:`offset` moves it inside, and an engine adds ``offset * scale`` before it quantizes.
+    :attr:`offset` moves it inside, as the zero point of an engine that has one.
 
     Attributes:
         qmin: The smallest code, -255 to 0.
@@ -52,12 +53,8 @@ class Grid:
 
     @classmethod
     def unsigned(cls, bits: int) -> Grid:
-        """The non-negative grid ``0 .. 2^bits - 1``, ended at 127 by the signed container.
-
-        At 8 bits that is 0..127: the container has no more non-negative codes.
-        """
-        _check_bits(bits)
-        return cls(0, min(2**bits - 1, CONTAINER_MAX))
+        """The non-negative grid ``0 .. 2^bits - 1`` for 2 to 8 bits."""
+        return cls.skewed(bits, 0)
 
     @classmethod
     def skewed(cls, bits: int, negative: int) -> Grid:

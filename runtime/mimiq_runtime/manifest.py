@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from mimiq_runtime.schema import Schema
 
@@ -42,6 +42,18 @@ class Preprocessing(Schema):
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bicubic"
     crop_pct: float = Field(default=0.875, gt=0, le=1)
     crop_mode: Literal["center", "squash"] = "center"
+
+    @model_validator(mode="after")
+    def _one_value_a_channel(self) -> Self:
+        channels = self.input_size[0]
+        if not len(self.mean) == len(self.std) == channels:
+            raise ValueError(
+                f"the model has {channels} input channels, and there are {len(self.mean)} means "
+                f"and {len(self.std)} standard deviations"
+            )
+        if min(self.input_size) < 1 or not all(value > 0 for value in self.std):
+            raise ValueError("sizes and standard deviations must be positive")
+        return self
 
 
 class ModelRecord(Schema):

@@ -28,11 +28,10 @@ class QuantizedTensor(Schema):
         kind: Weight or activation.
         bits: Nominal bit width, 2 to 8.
         qmin: Smallest code of the grid.
-        qmax: Largest code of the grid. A grid that leaves the container is stored moved by
-            ``shift / scale``.
+        qmax: Largest code of the grid.
         axis: The axis that has one scale a slice, or None for one scale in all.
         scale: The step of the grid: one positive number, or one for each slice along ``axis``.
-        shift: What the engine adds to the tensor before it quantizes, or None.
+        zero_point: What is added to a code to store it; 0 for every grid within the container.
         container: The integer type that stores the codes.
     """
 
@@ -43,7 +42,7 @@ class QuantizedTensor(Schema):
     qmax: int
     axis: int | None
     scale: float | list[float]
-    shift: float | None = None
+    zero_point: int = 0
     container: str = "int8"
 
     @property

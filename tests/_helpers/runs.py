@@ -63,11 +63,12 @@ def make_table() -> QuantizationTable:
     activation: dict[str, Any] = {"kind": TensorKind.ACTIVATION, "axis": None}
     int4: dict[str, Any] = {"bits": 4, "qmin": -8, "qmax": 7}
     int8: dict[str, Any] = {"bits": 8, "qmin": -128, "qmax": 127}
+    skewed: dict[str, Any] = {"bits": 8, "qmin": -16, "qmax": 239, "zero_point": -112}
     return QuantizationTable(
         tensors=[
             QuantizedTensor(name="a.input", **activation, **int8, scale=0.5),
             QuantizedTensor(name="a.weight", **weight, **int4, scale=[0.25, 0.002, 0.125]),
-            QuantizedTensor(name="b.input", **activation, **int8, scale=0.03, shift=0.17),
+            QuantizedTensor(name="b.input", **activation, **skewed, scale=0.03),
             QuantizedTensor(name="b.weight", **weight, **int4, scale=[0.75]),
             QuantizedTensor(name="head.weight", **weight, **int8, scale=[0.01]),
         ]

@@ -10,9 +10,11 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from mimiq_calib.conversion.convert import expose_attention, insert_quantizers, quantizers_of
+from mimiq_calib.conversion.convert import build_student, expose_attention, quantizers_of
 from mimiq_calib.quantizers.observer import ValueSample
+from mimiq_calib.quantizers.quantizer import Skew
 from mimiq_calib.recipe import QuantizationSettings
+from mimiq_runtime.grid import Grid
 from mimiq_runtime.quantization_table import TensorKind
 
 if TYPE_CHECKING:
@@ -54,10 +56,20 @@ def images(batch: int) -> Tensor:
     return torch.randn(5, *INPUT_SIZE, generator=torch.Generator().manual_seed(3))[:batch]
 
 
-def calibrated_student(teacher: nn.Module, settings: QuantizationSettings) -> nn.Module:
-    """Scales from the values of :func:`images`, with :data:`SATURATION`."""
-    student = insert_quantizers(teacher, settings)
+def calibrated_student(
+    teacher: nn.Module, settings: QuantizationSettings, *, skewed: bool = False
+) -> nn.Module:
+    """Scales from the values of :func:`images`, with :data:`SATURATION`.
+
+    With ``skewed`` an eighth of the codes of each layer's input is negative: at 8 bits that grid
+    leaves the container.
+    """
+    student = build_student(teacher, settings)
     quantizers = list(quantizers_of(student))
+    if skewed:
+        for quantizer in quantizers:
+            if quantizer.skew is Skew.ANY:
+                quantizer.grid = Grid.skewed(quantizer.bits, 2**quantizer.bits // 8)
     for quantizer in quantizers:
         quantizer.observer = ValueSample()
     with torch.no_grad():
@@ -74,9 +86,9 @@ def tiny_teacher() -> nn.Module:
 
 
 @functools.cache
-def tiny_student(weight_bits: int, activation_bits: int) -> nn.Module:
+def tiny_student(weight_bits: int, activation_bits: int, *, skewed: bool = False) -> nn.Module:
     settings = QuantizationSettings(weight_bits=weight_bits, activation_bits=activation_bits)
-    return calibrated_student(tiny_teacher(), settings)
+    return calibrated_student(tiny_teacher(), settings, skewed=skewed)
 
 
 def _largest(quantizer: Quantizer, student: nn.Module) -> Tensor:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from _helpers.calib_cases import (
+    CPU,
     PIXEL_SCALE,
     PREPROCESSING,
     distillation,
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 
 from mimiq_calib.conversion.convert import expose_attention, insert_quantizers, quantizers_of
 from mimiq_calib.distillation.checkpoint import load_checkpoint, save_checkpoint
-from mimiq_calib.distillation.distill import EpochMetrics, distill
+from mimiq_calib.distillation.distill import EpochMetrics, _EpochImages, distill
 from mimiq_calib.distillation.losses import logit_distillation_loss, structural_attention_loss
 from mimiq_calib.observation import observe_activations, scale_weights
 from mimiq_calib.taps import attention_taps
@@ -164,6 +165,32 @@ def test_seed_and_settings_matter(training: Training) -> None:
     assert equal(training.anew(settings), first)
     assert not equal(training.anew(settings, seed=1), first)
     assert not equal(training.anew(distillation(learning_rate=2e-3)), first)
+
+
+def test_every_epoch_and_seed_has_its_own_order_and_augmentation() -> None:
+    """One picture, so that the order of pictures cannot be what differs."""
+
+    def batches(images: Tensor, seed: int, epoch: int) -> list[Tensor]:
+        made = _EpochImages(images, distillation(batch_size=2), PREPROCESSING, seed, CPU)
+        return list(made.of_epoch(epoch))
+
+    same = IMAGES[:1].expand(4, -1, -1, -1)
+    changed = [batches(same, seed, epoch) for seed, epoch in ((0, 0), (0, 1), (1, 0))]
+    flat = [image.sum().item() for batch_list in changed for batch in batch_list for image in batch]
+    assert len(set(flat)) == 12
+    assert all(torch.equal(a, b) for a, b in zip(batches(same, 0, 1), changed[1], strict=True))
+
+    plain = distillation(batch_size=4, augmentation={"enabled": False})
+    orders = set()
+    for seed, epoch in ((0, 0), (0, 1), (1, 0)):
+        epochs = _EpochImages(IMAGES, plain, PREPROCESSING, seed, CPU)
+        seen = torch.cat(list(epochs.of_epoch(epoch)))
+        expected = PIXEL_SCALE.normalise(PIXEL_SCALE.to_unit(IMAGES))
+        order = [int((expected - image).flatten(1).abs().sum(1).argmin()) for image in seen]
+        assert sorted(order) == list(range(6)), "every picture once"
+        torch.testing.assert_close(seen, expected[order])
+        orders.add(tuple(order))
+    assert len(orders) == 3
 
 
 def test_global_randomness_is_left_alone(training: Training) -> None:

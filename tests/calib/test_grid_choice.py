@@ -33,8 +33,11 @@ def squared_error(values: torch.Tensor, grid: Grid) -> float:
     return float(np.square(np.clip(np.round(x / scale), grid.qmin, grid.qmax) * scale - x).mean())
 
 
-@pytest.mark.parametrize("bits", [2, 3, 4, 8])
-@pytest.mark.parametrize("method", list(RangeMethod))
+@pytest.mark.parametrize(
+    ("bits", "method"),
+    # At 8 bits and by percentile, saturation is most of the error: not worth an addition.
+    [(b, m) for b in (2, 3, 4, 8) for m in RangeMethod if (b, m) != (8, RangeMethod.PERCENTILE)],
+)
 def test_a_skewed_tensor_gets_a_skewed_grid(bits: int, method: RangeMethod) -> None:
     grid = choose(gelu(), bits, Skew.ANY, method)
     assert grid.qmax - grid.qmin == 2**bits - 1, "as many codes as before"
@@ -71,9 +74,20 @@ def test_negative_tensors_too(bits: int) -> None:
     assert abs(-grid.qmin - mirrored.qmax) <= 2 ** max(0, bits - 5)
 
 
-def test_symmetric_tensors_keep_about_half() -> None:
-    grid = choose(normal(), 4, Skew.ANY)
-    assert 6 <= -grid.qmin <= 9
+@pytest.mark.parametrize("bits", [3, 4, 8])
+def test_symmetric_tensors_keep_the_standard_grid(bits: int) -> None:
+    values = torch.cat([normal(), -normal()], dim=1)  # -3..4 is exactly as good as -4..3
+    assert choose(values, bits, Skew.ANY) == Grid.signed(bits)
+
+
+def test_a_grid_that_costs_an_addition_must_be_worth_it() -> None:
+    """A little skew: better on a skewed grid of 8 bits, but not by so much."""
+    values = normal()
+    values = torch.where(values < 0, 0.85 * values, values)
+    better = min(squared_error(values, Grid.skewed(8, n)) for n in range(90, 128, 4))
+    standard = squared_error(values, Grid.signed(8))
+    assert 0.6 * standard < better < 0.99 * standard
+    assert choose(values, 8, Skew.ANY) == Grid.signed(8)
 
 
 def test_zeros_keep_the_standard_grid() -> None:
@@ -82,29 +96,25 @@ def test_zeros_keep_the_standard_grid() -> None:
 
 @pytest.mark.parametrize("negative", [0, 1, 17, 100, 128, 200, 254])
 def test_grids_beyond_the_container_quantize_as_the_integers_say(negative: int) -> None:
-    """An engine adds offset * scale, quantizes to the container, and takes the offset off."""
+    """Codes are of the grid itself; stored ones are moved into int8 by the zero point."""
     grid, scale = Grid.skewed(8, negative), 0.03
     x = 4 * torch.randn(3, 500, generator=torch.Generator().manual_seed(1))
     x[0, :2] = torch.tensor([1e9, -1e9])
     codes = quantize_to_codes(x, torch.tensor(scale), grid).numpy()
-    step = np.float32(scale)
-    moved = (x.numpy() + np.float32(grid.offset * step)).astype(np.float32)
-    stored = np.clip(np.round(moved / step), -128, 127)
-    np.testing.assert_array_equal(codes, stored - grid.offset)
-    assert codes.min() == grid.qmin
-    assert codes.max() == grid.qmax
-    # But for roundings of the sum at ties these are the grid's own codes.
-    plain = np.clip(np.round(x.double().numpy() / scale), grid.qmin, grid.qmax)
-    assert np.mean(codes != plain) < 1e-3
+    np.testing.assert_array_equal(
+        codes, np.clip(np.round(x.numpy() / np.float32(scale)), grid.qmin, grid.qmax)
+    )
+    assert (codes.min(), codes.max()) == (grid.qmin, grid.qmax)
 
     quantizer = Quantizer("q", TensorKind.ACTIVATION, 8, grid, skew=Skew.ANY)
     quantizer.scale.data.fill_(scale)
-    np.testing.assert_array_equal(quantizer.codes(x).numpy(), stored.astype(np.int8))
+    stored = quantizer.codes(x)
+    assert stored.dtype == torch.int8
+    np.testing.assert_array_equal(stored.numpy().astype(np.int32), codes + grid.offset)
     expected = codes * np.float32(scale)
     np.testing.assert_array_equal(quantizer(x).detach().numpy(), expected)
     row = quantizer.describe()
-    assert (row.qmin, row.qmax) == (grid.qmin, grid.qmax)
-    assert row.shift == (pytest.approx(grid.offset * scale) if grid.offset else None)
+    assert (row.qmin, row.qmax, row.zero_point) == (grid.qmin, grid.qmax, grid.offset)
 
 
 def test_gradient_of_a_grid_beyond_the_container() -> None:

@@ -217,7 +217,7 @@ def test_gradient_scale_multiplies_only_the_steps_gradient() -> None:
 @pytest.mark.parametrize(("elements", "bits", "expected"), [(7, 4, 1 / 7), (100, 2, 0.1)])
 def test_lsq_gradient_scale_by_hand(elements: int, bits: int, expected: float) -> None:
     assert lsq_gradient_scale(elements, Grid.signed(bits)) == pytest.approx(expected)
-    assert lsq_gradient_scale(28, Grid.unsigned(8)) == pytest.approx(1 / math.sqrt(28 * 127))
+    assert lsq_gradient_scale(28, Grid.unsigned(8)) == pytest.approx(1 / math.sqrt(28 * 255))
 
 
 def test_only_the_gradients_asked_for() -> None:

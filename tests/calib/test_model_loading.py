@@ -264,7 +264,7 @@ class TestPreprocessing:
             ({"std": [0.5, 0.5, 0.5, 0.5]}, "4 standard deviations"),
             ({"std": [0.5, 0.0, 0.5]}, "positive"),
             ({"input_size": [3, 64, 64]}, "inputs of .3, 32, 32."),
-            ({"input_size": [1, 32, 32]}, "inputs of .3, 32, 32."),
+            ({"input_size": [1, 32, 32], "mean": [0.5], "std": [0.5]}, "inputs of .3, 32, 32."),
             ({"input_size": [32, 32]}, "input_size"),
         ],
         ids=str,

@@ -41,9 +41,11 @@ def test_codes_are_int8_within_the_grid(bits: int, signed: bool) -> None:
     codes = quantizer.codes(x)
     assert codes.dtype == torch.int8
     assert codes.shape == x.shape
-    assert (int(codes.min()), int(codes.max())) == (quantizer.grid.qmin, quantizer.grid.qmax)
+    stored = quantizer.grid.stored
+    assert (int(codes.min()), int(codes.max())) == (stored.qmin, stored.qmax)
     # What the forward pass computes is what the integers stand for.
-    torch.testing.assert_close(quantizer(x), codes.float() * 0.01, rtol=0.0, atol=0.0)
+    integers = codes.float() - quantizer.grid.offset
+    torch.testing.assert_close(quantizer(x), integers * 0.01, rtol=0.0, atol=0.0)
 
 
 def test_one_scale_a_channel_on_axis_0() -> None:
@@ -69,11 +71,12 @@ def test_description() -> None:
         "qmax": 3,
         "axis": 0,
         "scale": pytest.approx([0.1, 1.0, 10.0]),
-        "shift": None,
+        "zero_point": 0,
         "container": "int8",
     }
     row = activation_quantizer(8, 0.25, signed=False).describe()
-    assert (row.axis, row.scale, row.qmin, row.qmax, row.bits) == (None, 0.25, 0, 127, 8)
+    assert (row.axis, row.scale, row.qmin, row.qmax, row.bits) == (None, 0.25, 0, 255, 8)
+    assert row.zero_point == -128
 
 
 def test_disabled_passes_the_tensor_itself() -> None:

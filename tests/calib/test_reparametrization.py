@@ -23,13 +23,18 @@ from mimiq_calib.reparametrization.attention_centring import (
     centre_keys_and_values,
     centring_applies,
 )
-from mimiq_calib.reparametrization.norm_equalisation import equalise_norm
+from mimiq_calib.reparametrization.norm_equalisation import (
+    channel_ranges,
+    choose_factor,
+    equalise_norm,
+)
 from mimiq_calib.reparametrization.reparametrize import reparametrize
 from mimiq_calib.reparametrization.statistics import ChannelStatistics, watch_inputs
+from mimiq_calib.reparametrization.value_equalisation import equalise_values
 from mimiq_runtime.grid import Grid
 
 GRIDS = {"weight_grid": Grid.signed(4), "activation_grid": Grid.signed(4)}
-NONE = {"centre_attention": False, "equalise_norms": False, "skewed_grids": False}
+NONE = {"centre_attention": False, "equalise_channels": False, "skewed_grids": False}
 
 
 def teacher(**arguments: Any) -> nn.Module:
@@ -202,6 +207,80 @@ class TestEqualisation:
         assert torch.isfinite(norm.bias).all()
         for layer, expected in zip(layers, before, strict=True):
             torch.testing.assert_close(layer(norm(x)), expected, rtol=1e-4, atol=2e-4)
+
+
+class TestChannelRanges:
+    def test_middle_and_half_without_the_tails(self) -> None:
+        rows = torch.rand(20_000, 3, generator=torch.Generator().manual_seed(0))
+        rows = rows * torch.tensor([2.0, 10.0, 0.0]) + torch.tensor([1.0, -5.0, 4.0])
+        rows[0] = 1e3  # fewer than a thousandth
+        middle, half_range = channel_ranges(rows)
+        torch.testing.assert_close(middle, torch.tensor([2.0, 0.0, 4.0]), rtol=0.0, atol=0.02)
+        torch.testing.assert_close(half_range[:2], torch.tensor([1.0, 5.0]), rtol=0.01, atol=0.0)
+        assert 0 < half_range[2] < 0.02, "a constant channel is not infinitely fine"
+
+
+class TestChosenFactor:
+    def test_even_channels_need_no_factor(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+        rows, weight = (torch.randn(n, 12, generator=generator) for n in (300, 7))
+        strength, factor = choose_factor(rows, torch.full((12,), 3.0), weight, **GRIDS)
+        assert strength == 0
+        torch.testing.assert_close(factor, torch.ones(12))
+
+    def test_large_channels_are_divided_by_more_and_the_mean_factor_is_one(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+        rows, weight = (torch.randn(n, 12, generator=generator) for n in (300, 7))
+        rows[:, 3] *= 60
+        strength, factor = choose_factor(rows, channel_ranges(rows)[1], weight, **GRIDS)
+        assert strength > 0
+        assert int(factor.argmax()) == 3
+        assert float(factor.log().mean()) == pytest.approx(0.0, abs=1e-5)
+
+
+class TestValueEqualisation:
+    def uneven_values(self, **arguments: Any) -> nn.Module:
+        """Three channels of the values of the first block are 30 times as large."""
+        model = teacher(**arguments)
+        qkv = model.blocks[0].attn.qkv
+        with torch.no_grad():
+            for channel in (3, 17, 40):
+                qkv.weight[96 + channel] *= 30
+        return model
+
+    def projected(self, model: nn.Module) -> ChannelStatistics:
+        with watch_inputs({"x": model.blocks[0].attn.proj}) as statistics:
+            outputs(model)
+        return statistics["x"]
+
+    @pytest.mark.parametrize(
+        "arguments", [{}, {"qkv_bias": False}, {"proj_bias": False}, {"qk_norm": True}], ids=str
+    )
+    def test_keeps_the_function_and_evens_out_the_channels(self, arguments: dict[str, Any]) -> None:
+        model = self.uneven_values(**arguments)
+        before, statistics = outputs(model), self.projected(model)
+        attention = model.blocks[0].attn
+        queries_and_keys = attention.qkv.weight[:96].clone()
+        strength = equalise_values(attention, statistics, **GRIDS)
+        assert strength is not None
+        assert strength > 0
+        assert_same_function(model, before)
+        assert torch.equal(attention.qkv.weight[:96], queries_and_keys)
+
+        def spread(rows: torch.Tensor) -> float:
+            _, half_range = channel_ranges(rows)
+            return float(half_range.max() / half_range.median())
+
+        uneven, even = spread(statistics.rows()), spread(self.projected(model).rows())
+        # Every ratio of ranges is raised to the power of what is left of the strength.
+        assert uneven > 10
+        assert even == pytest.approx(uneven ** (1 - strength), rel=0.01)
+
+    def test_not_behind_a_normalisation(self) -> None:
+        model = self.uneven_values(scale_attn_norm=True)
+        before = copy.deepcopy(model.state_dict())
+        assert equalise_values(model.blocks[0].attn, self.projected(model), **GRIDS) is None
+        assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
 def calibrated(model: nn.Module, settings: Any) -> nn.Module:

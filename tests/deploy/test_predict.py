@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -59,12 +60,25 @@ def test_json_holds_labels_and_probabilities(run: RunDirectory, pictures: list[P
     assert best[1][0]["probability"] == pytest.approx(SURE, abs=1e-6)
 
 
-def test_table_names_the_class(run: RunDirectory, pictures: list[Path]) -> None:
-    result = predict(run.root, pictures[1])
+def test_table_names_the_class(
+    run: RunDirectory, pictures: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(pictures[1].parent)
+    result = predict(run.root, pictures[1].name)
     assert result.exit_code == 0, result.output
     line = next(line for line in result.output.splitlines() if "red.png" in line)
     assert " red " in line
     assert f"{SURE:.2%}" in line
+
+
+def test_a_long_path_is_shown_whole(run: RunDirectory, pictures: list[Path]) -> None:
+    deep = pictures[1].parent / ("d" * 150)
+    deep.mkdir()
+    shutil.copy(pictures[1], deep / "last.png")
+    cells = predict(run.root, deep / "last.png").output.replace("│", " ").split()
+    assert str(deep / "last.png") in "".join(
+        cell for cell in cells if cell not in {"red", "green", "blue"} and "%" not in cell
+    )
 
 
 def test_without_names_the_index_is_shown(tmp_path: Path, pictures: list[Path]) -> None:

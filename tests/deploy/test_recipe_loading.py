@@ -65,7 +65,7 @@ class TestShipped:
         assert (trained.logit_weight, trained.weight_decay) == (1.0, 0.0)
         assert bits.first_layer_bits is bits.last_layer_bits is None
         assert not bits.quantize_images
-        assert not (bits.centre_attention or bits.equalise_norms or bits.skewed_grids)
+        assert not any((bits.centre_attention, bits.equalise_channels, bits.skewed_grids))
         assert bits.weight_range == "minmax"
         for layer in (FIRST_LAYER, *LAST_LAYERS, "blocks.0.attn.qkv"):
             assert bits.bits_of_layer(layer) == (4, 4)

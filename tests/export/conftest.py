@@ -29,8 +29,8 @@ def provenance() -> ExportProvenance:
 
 
 @functools.cache
-def _exported(weight_bits: int, activation_bits: int) -> Exported:
-    student = tiny_student(weight_bits, activation_bits)
+def _exported(weight_bits: int, activation_bits: int, skewed: bool = False) -> Exported:
+    student = tiny_student(weight_bits, activation_bits, skewed=skewed)
     bits = f"w{weight_bits}a{activation_bits}"
     graph = export_model(student, target="ort-cpu", provenance=provenance_of(bits))
     return Exported(student, graph)
@@ -47,6 +47,10 @@ def exported_w4a4() -> Exported:
     return _exported(4, 4)
 
 
-@pytest.fixture(scope="session", params=[(8, 8), (4, 4), (2, 3)], ids=["w8a8", "w4a4", "w2a3"])
+@pytest.fixture(
+    scope="session",
+    params=[(8, 8), (4, 4), (2, 3), (8, 8, True), (4, 4, True)],
+    ids=["w8a8", "w4a4", "w2a3", "w8a8-skewed", "w4a4-skewed"],
+)
 def exported(request: pytest.FixtureRequest) -> Exported:
     return _exported(*request.param)

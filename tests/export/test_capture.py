@@ -10,7 +10,7 @@ from _helpers.onnx_graphs import run_ort
 from _helpers.tiny_students import INPUT_SIZE, images, tiny_student, tiny_teacher, tiny_vit
 from torch import Tensor, nn
 
-from mimiq_calib.conversion.convert import expose_attention, insert_quantizers, quantizers_of
+from mimiq_calib.conversion.convert import build_student, expose_attention, quantizers_of
 from mimiq_calib.recipe import QuantizationSettings
 from mimiq_export.capture import capture
 from mimiq_export.fake_quantize import fake_quantizes
@@ -73,7 +73,7 @@ def test_equal_parameters_keep_their_own_names() -> None:
         if parameter.ndim == 1:
             nn.init.constant_(parameter, 1.0 if "norm" in name and "weight" in name else 0.0)
     teacher = expose_attention(model)
-    student = insert_quantizers(teacher, QuantizationSettings(weight_bits=4, activation_bits=4))
+    student = build_student(teacher, QuantizationSettings(weight_bits=4, activation_bits=4))
     graph = capture(student, INPUT_SIZE).graph
     parameters = {name for name, _ in student.named_parameters()}
     # A bias of zeros is left out where the operator can do without.
@@ -114,9 +114,7 @@ def test_capture_is_silent_and_changes_nothing(capfd: pytest.CaptureFixture[str]
 
 
 def test_a_disabled_quantizer_leaves_no_node() -> None:
-    student = insert_quantizers(
-        tiny_teacher(), QuantizationSettings(weight_bits=4, activation_bits=4)
-    )
+    student = build_student(tiny_teacher(), QuantizationSettings(weight_bits=4, activation_bits=4))
     for quantizer in quantizers_of(student):
         quantizer.enabled = False
     graph = capture(student, INPUT_SIZE)

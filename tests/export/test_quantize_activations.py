@@ -18,6 +18,10 @@ GRIDS = {
     **{f"signed{bits}": Grid.signed(bits) for bits in (2, 3, 4, 7, 8)},
     **{f"unsigned{bits}": Grid.unsigned(bits) for bits in (2, 4, 7, 8)},
     "lopsided": Grid(-128, 7),
+    "skewed8": Grid.skewed(8, 32),
+    "mostly-negative8": Grid.skewed(8, 230),
+    # Moved, and still ends before the container does.
+    "moved-with-room": Grid(-10, 200),
 }
 # The last three: half precision's smallest subnormal, a subnormal, and one that makes huge ranges.
 SCALES = [1.0, 0.1, 1 / 3, 0.007, 2.0**-24, 3e-40, 1e30]
@@ -72,7 +76,7 @@ def test_codes_are_those_of_the_torch_quantizer_for_every_float(grid: Grid, scal
     np.testing.assert_array_equal(codes, quantizer.codes(torch.from_numpy(x)).numpy())
     with torch.no_grad():
         np.testing.assert_array_equal(y, quantizer(torch.from_numpy(x)).numpy())
-    assert (codes.min(), codes.max()) == (grid.qmin, grid.qmax)
+    assert (codes.min(), codes.max()) == (grid.stored.qmin, grid.stored.qmax)
 
 
 @pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS.keys())
@@ -91,13 +95,35 @@ def test_the_graph_means_the_same_before_and_after(grid: Grid) -> None:
     [
         (Grid.signed(8), None, None),
         (Grid.signed(4), None, ("q/lower", "q/upper")),
-        (Grid.unsigned(8), None, ("q/lower", "")),
+        (Grid.unsigned(7), None, ("q/lower", "")),
+        (Grid.unsigned(8), None, None),
+        (Grid.skewed(8, 32), None, None),
+        (Grid.skewed(4, 2), None, ("q/lower", "q/upper")),
+        (Grid(-10, 200), None, ("q/lower", "")),
+        (Grid(-200, 10), None, ("", "q/upper")),
+        (Grid(-10, 200), "Softmax", None),
         (Grid(-128, 7), None, ("", "q/upper")),
+        (Grid.unsigned(7), "Softmax", None),
         (Grid.unsigned(8), "Softmax", None),
         (Grid.unsigned(4), "Softmax", ("", "q/upper")),
-        (Grid.unsigned(8), "Tanh", ("q/lower", "")),
+        (Grid.unsigned(7), "Tanh", ("q/lower", "")),
     ],
-    ids=["int8", "int4", "uint7", "lopsided", "uint7-softmax", "uint4-softmax", "uint7-tanh"],
+    ids=[
+        "int8",
+        "int4",
+        "uint7",
+        "uint8",
+        "skewed8",
+        "skewed4",
+        "moved-down-with-room",
+        "moved-up-with-room",
+        "moved-softmax",
+        "lopsided",
+        "uint7-softmax",
+        "uint8-softmax",
+        "uint4-softmax",
+        "uint7-tanh",
+    ],
 )
 def test_only_bounds_that_can_be_passed_are_clipped(
     grid: Grid, producer: str | None, bounds: tuple[str, str] | None
@@ -112,12 +138,13 @@ def test_only_bounds_that_can_be_passed_are_clipped(
     assert nodes["DequantizeLinear"].name == "q/DequantizeLinear"
 
 
-def test_zero_point_is_an_int8_zero_shared_by_both_nodes() -> None:
-    nodes = {node.op_type: node for node in lower(Grid.signed(4), 0.25).after.graph}
+@pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS.keys())
+def test_zero_point_is_the_offset_in_int8_shared_by_both_nodes(grid: Grid) -> None:
+    nodes = {node.op_type: node for node in lower(grid, 0.25).after.graph}
     quantize, dequantize = nodes["QuantizeLinear"], nodes["DequantizeLinear"]
     assert quantize.inputs[1:] == dequantize.inputs[1:]
     zero = quantize.inputs[2].const_value.numpy()
-    assert (zero.dtype, zero.shape, int(zero)) == (np.int8, (), 0)
+    assert (zero.dtype, zero.shape, int(zero)) == (np.int8, (), grid.offset)
 
 
 @pytest.mark.parametrize("scale", [0.0, -0.1, np.nan, np.inf, 3e38])

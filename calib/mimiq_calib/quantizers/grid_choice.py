@@ -24,6 +24,9 @@ __all__ = ["choose_grid"]
 SHARES = 32
 """At most this many numbers of negative codes are compared."""
 
+WITHIN_CONTAINER, BEYOND_CONTAINER = 0.95, 0.6
+"""A skewed grid is chosen only if it lowers the error to less than this share."""
+
 SAMPLES, COARSE = 8192, 24
 """Values and scales to compare grids by; the scale of the chosen grid is searched in full."""
 
@@ -44,15 +47,18 @@ def choose_grid(
         bits: Width of the grid.
         method: How the scale of each grid is chosen.
         percentile: The percentile for ranges chosen by it, in percent.
-        standard: The grid without skew; it wins where no other is better.
+        standard: The grid without skew; it wins where no other is clearly better.
         skew: Which other grids are allowed.
     """
     values = _thinned(values)
-    best, least = standard, _error(values, standard, method, percentile)
+    least = _error(values, standard, method, percentile)
+    best = standard
     for candidate in _candidates(bits, skew):
         error = _error(values, candidate, method, percentile)
-        if error < least:
-            best, least = candidate, error
+        # What costs the engine an addition must be worth it, and a tie is no reason to differ.
+        worth = BEYOND_CONTAINER if candidate.offset else WITHIN_CONTAINER
+        if error / worth < least:
+            best, least = candidate, error / worth
     return best
 
 

@@ -32,11 +32,7 @@ def quantize_to_codes(x: Tensor, scale: Tensor, grid: Grid) -> Tensor:
         NaN stays NaN.
     """
     # A division, as ONNX defines it: multiplying by 1 / scale rounds other values at ties.
-    if grid.offset == 0:
-        return (x / scale).round_().clamp_(grid.qmin, grid.qmax)
-    # In the order of the engine, which adds the shift first: the sum rounds, too.
-    stored = ((x + grid.offset * scale) / scale).round_()
-    return stored.clamp_(grid.stored.qmin, grid.stored.qmax).sub_(grid.offset)
+    return (x / scale).round_().clamp_(grid.qmin, grid.qmax)
 
 
 def lsq_gradient_scale(elements: int, grid: Grid) -> float:

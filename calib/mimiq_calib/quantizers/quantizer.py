@@ -25,9 +25,9 @@ __all__ = ["Quantizer", "Skew"]
 class Skew(StrEnum):
     """Which skewed grids a tensor may have.
 
-    ``none``: the grid is given. ``container``: any that the container can store, for operands
-    of a product of two activations. ``any``: the tensor feeds a layer whose bias can take out
-    the shift that a grid beyond the container needs.
+    ``none``: the grid is given. ``container``: any that the container stores with zero point 0,
+    for operands of a product of two activations. ``any``: the tensor feeds a layer whose bias can
+    take out the shift that stands for a zero point in an engine that has none.
     """
 
     NONE = "none"
@@ -106,7 +106,7 @@ class Quantizer(nn.Module):
             qmax=self.grid.qmax,
             axis=self.axis,
             scale=self.scale.detach().tolist(),
-            shift=self.grid.offset * float(self.scale.detach()) if self.grid.offset else None,
+            zero_point=self.grid.offset,
         )
 
     def extra_repr(self) -> str:

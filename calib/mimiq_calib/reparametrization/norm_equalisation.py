@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from mimiq_calib.reparametrization.statistics import ChannelStatistics
     from mimiq_runtime.grid import Grid
 
-__all__ = ["equalise_norm"]
+__all__ = ["channel_ranges", "choose_factor", "equalise_norm"]
 
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 TAIL = 0.001
@@ -52,23 +52,66 @@ def equalise_norm(
         The strength that was chosen, 0 (shift only) to 1 (all channels have the same range).
     """
     rows = outputs.rows()
+    shift, half_range = channel_ranges(rows)
+    weight = torch.cat([layer.weight for layer in layers])
+    strength, factor = choose_factor(
+        rows - shift,
+        half_range,
+        weight,
+        weight_grid=weight_grid,
+        activation_grid=activation_grid,
+    )
+    _fold(norm, layers, shift, factor)
+    return strength
+
+
+def channel_ranges(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Middle and half of the range of each channel, without its extreme tails.
+
+    Args:
+        rows: ``(rows, channels)``.
+
+    Returns:
+        Middles and half-ranges, ``(channels,)`` each; half-ranges are positive.
+    """
     tail = torch.tensor([TAIL, 1 - TAIL], device=rows.device)
     low, high = torch.quantile(rows, tail, dim=0)
-    shift = (low + high) / 2
     # A channel that never changes has no range; it shall not become infinitely fine.
-    half_range = ((high - low) / 2).clamp_min(1e-3 * float((high - low).max()) + 1e-12)
-    weight = torch.cat([layer.weight for layer in layers])
-    centred = rows - shift
+    smallest = 1e-3 * float((high - low).max()) + 1e-12
+    return (low + high) / 2, ((high - low) / 2).clamp_min(smallest)
+
+
+def choose_factor(
+    centred: Tensor,
+    half_range: Tensor,
+    weight: Tensor,
+    *,
+    weight_grid: Grid,
+    activation_grid: Grid,
+) -> tuple[float, Tensor]:
+    """The factors between a tensor's channels and the next weight with the least output error.
+
+    Args:
+        centred: Rows of the tensor, ``(rows, channels)``, each channel around zero.
+        half_range: Half of the range of each channel, ``(channels,)``, positive.
+        weight: What multiplies it next, ``(outputs, channels)``.
+        weight_grid: Grid of the weight.
+        activation_grid: Grid of the tensor.
+
+    Returns:
+        The strength, 0 to 1, and the factors, ``(channels,)``: the tensor is to be divided by
+        them and the weight multiplied.
+    """
     exact = centred @ weight.T
-    errors = []
+    best, least = (0.0, torch.ones_like(half_range)), torch.inf
     for strength in STRENGTHS:
         factor = _factor(half_range, strength)
         inputs = _quantized(centred / factor, activation_grid, per_row=False)
         weights = _quantized(weight * factor, weight_grid, per_row=True)
-        errors.append(float((inputs @ weights.T - exact).square().mean()))
-    strength = STRENGTHS[min(range(len(errors)), key=errors.__getitem__)]
-    _fold(norm, layers, shift, _factor(half_range, strength))
-    return strength
+        error = float((inputs @ weights.T - exact).square().mean())
+        if error < least:
+            best, least = (strength, factor), error
+    return best
 
 
 def _factor(half_range: Tensor, strength: float) -> Tensor:

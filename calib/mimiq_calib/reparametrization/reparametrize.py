@@ -16,6 +16,7 @@ from mimiq_calib.reparametrization.attention_centring import (
 )
 from mimiq_calib.reparametrization.norm_equalisation import equalise_norm
 from mimiq_calib.reparametrization.statistics import ChannelStatistics, watch_inputs
+from mimiq_calib.reparametrization.value_equalisation import equalise_values
 from mimiq_runtime.grid import Grid
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def reparametrize(
     batch_size: int,
     advance: Callable[[int, str], None],
 ) -> None:
-    """Centre keys and values, and equalise LayerNorm outputs.
+    """Centre keys and values; equalise the channels of LayerNorm and attention outputs.
 
     Args:
         model: A model with exposed attention, not quantized; changed, its function is not.
@@ -54,7 +55,7 @@ def reparametrize(
     ]
     watched: dict[str, nn.Module] = {}
     for name, block in blocks:
-        watched[f"{name}.qkv"] = block.attn.qkv
+        watched |= {f"{name}.qkv": block.attn.qkv, f"{name}.proj": block.attn.proj}
         if isinstance(block.mlp, Mlp):
             watched[f"{name}.fc1"] = block.mlp.fc1
     device = next(model.parameters()).device
@@ -67,8 +68,14 @@ def reparametrize(
         qkv_inputs = statistics[f"{name}.qkv"]
         if settings.centre_attention and centring_applies(attention):
             centre_keys_and_values(attention, qkv_inputs)
-        if settings.equalise_norms:
+        if settings.equalise_channels:
             _equalise(block.norm1, attention, qkv_inputs, weight_grid, activation_grid)
+            equalise_values(
+                attention,
+                statistics[f"{name}.proj"],
+                weight_grid=weight_grid,
+                activation_grid=activation_grid,
+            )
         if isinstance(block.mlp, Mlp):
             _prepare_mlp(block, settings, statistics, name, weight_grid, activation_grid)
 
@@ -82,7 +89,7 @@ def _prepare_mlp(
     activation_grid: Grid,
 ) -> None:
     mlp = block.mlp
-    if settings.equalise_norms and _can_fold(block.norm2, mlp.fc1):
+    if settings.equalise_channels and _can_fold(block.norm2, mlp.fc1):
         equalise_norm(
             block.norm2,
             [mlp.fc1],

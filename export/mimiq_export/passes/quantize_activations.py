@@ -8,7 +8,6 @@ import onnx_ir as ir
 from mimiq_export.fake_quantize import FakeQuantize, fake_quantizes
 from mimiq_export.passes.graph_edits import add_constant, derived_value, replace_output
 from mimiq_export.passes.node_marks import mark
-from mimiq_export.passes.shift_compensation import take_out_shift
 from mimiq_runtime.errors import OnnxModelError
 from mimiq_runtime.grid import CONTAINER_MAX, CONTAINER_MIN
 
@@ -18,7 +17,7 @@ _NEVER_NEGATIVE = {"Relu", "Sigmoid", "Softmax"}
 
 
 class QuantizeActivationsPass(ir.passes.InPlacePass):
-    r"""Quantize every activation to int8 with zero point 0, and exactly to its grid.
+    r"""Quantize every activation to int8, and exactly to its grid.
 
     1. FakeQuantize of an activation becomes QuantizeLinear and DequantizeLinear, which share one
        scale and one int8 zero point. (Without a zero point the codes would be uint8.)
@@ -28,23 +27,18 @@ class QuantizeActivationsPass(ir.passes.InPlacePass):
        s) = q`, since two roundings are far less than half a step for codes up to 128.
     3. A bound that nothing can pass is left out: the container's own end, and 0 behind Softmax,
        Relu or Sigmoid. Without any bound there is no Clip. (NaN has no code in either.)
-    4. A skewed grid that leaves the container is moved into it: ``offset * scale`` is added before
-       quantizing, and taken out behind each product with a constant weight by the bias, in
-       proportion to the sums of the weight as it is quantized, which makes it exact.
+    4. A grid that leaves the container is moved into it by the zero point, which engines for
+       CPUs take into account in their integer sums.
     5. Names: nodes ``<quantizer>/Clip``, ``/QuantizeLinear`` and ``/DequantizeLinear``; values
        ``<quantizer>/clipped``, ``/codes`` and ``/dequantized``; constants ``<quantizer>/lower``,
-       ``/upper``, ``/scale`` and ``/zero_point``. With rule 4 ``<quantizer>/Shift``, ``/shifted``
-       and ``/shift``, and ``<product>/Unshift`` and ``<product>/unshift``.
-
-    Run it after :class:`~mimiq_export.passes.quantize_weights.QuantizeWeightsPass`.
+       ``/upper``, ``/scale`` and ``/zero_point``.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Apply the rules.
 
         Raises:
-            OnnxModelError: An activation has one scale a channel, which no engine runs; or its
-                grid leaves the container and something else than a constant product uses it.
+            OnnxModelError: An activation has one scale a channel, which no engine runs.
         """
         activations = [found for found in fake_quantizes(model) if not found.is_weight]
         for found in activations:
@@ -59,9 +53,10 @@ def _quantize(graph: ir.Graph, found: FakeQuantize) -> None:
             f"{name} has one scale a channel; engines quantize activations with one scale in all."
         )
     scale = add_constant(graph, f"{name}/scale", found.scale)
-    zero_point = add_constant(graph, f"{name}/zero_point", np.zeros((), dtype=np.int8))
-    new = _shift(graph, found)
-    new += _clip(graph, found, new[-1].outputs[0] if new else found.x)
+    zero_point = add_constant(
+        graph, f"{name}/zero_point", np.asarray(found.grid.offset, dtype=np.int8)
+    )
+    new = _clip(graph, found)
     x = new[-1].outputs[0] if new else found.x
     codes = derived_value(found.output, f"{name}/codes", dtype=ir.DataType.INT8)
     dequantized = derived_value(found.output, f"{name}/dequantized")
@@ -76,42 +71,25 @@ def _quantize(graph: ir.Graph, found: FakeQuantize) -> None:
     )
     mark(dequantize, name, found.grid)
     replace_output(graph, [found.node], [*new, quantize, dequantize])
-    if found.grid.offset:
-        for use in list(dequantized.uses()):
-            take_out_shift(graph, use.node, _shift_of(found))
 
 
-def _shift_of(found: FakeQuantize) -> np.float32:
-    return np.float32(found.grid.offset) * np.float32(found.scale)
-
-
-def _shift(graph: ir.Graph, found: FakeQuantize) -> list[ir.Node]:
-    """Rule 4, before the quantizer: one Add, or nothing."""
-    if not found.grid.offset:
-        return []
-    name = found.quantizer
-    shift = add_constant(graph, f"{name}/shift", np.asarray(_shift_of(found)))
-    shifted = derived_value(found.output, f"{name}/shifted")
-    return [ir.node("Add", [found.x, shift], outputs=[shifted], name=f"{name}/Shift")]
-
-
-def _clip(graph: ir.Graph, found: FakeQuantize, x: ir.Value) -> list[ir.Node]:
+def _clip(graph: ir.Graph, found: FakeQuantize) -> list[ir.Node]:
     """Rules 2 and 3: one Clip, or none."""
-    grid = found.grid.stored
-    producer = x.producer()
-    floor = CONTAINER_MIN
+    grid = found.grid
+    producer = found.x.producer()
+    floor = CONTAINER_MIN - grid.offset
     if producer is not None and producer.domain == "" and producer.op_type in _NEVER_NEGATIVE:
         floor = 0
     bounds: list[ir.Value | None] = [None, None]
     if grid.qmin > floor:
         bounds[0] = _bound(graph, found, "lower", grid.qmin)
-    if grid.qmax < CONTAINER_MAX:
+    if grid.qmax < CONTAINER_MAX - grid.offset:
         bounds[1] = _bound(graph, found, "upper", grid.qmax)
     if bounds == [None, None]:
         return []
     clipped = derived_value(found.output, f"{found.quantizer}/clipped")
     return [
-        ir.node("Clip", [x, *bounds], outputs=[clipped], name=f"{found.quantizer}/Clip"),
+        ir.node("Clip", [found.x, *bounds], outputs=[clipped], name=f"{found.quantizer}/Clip"),
     ]
 
 

@@ -1,0 +1,56 @@
+"""Real DeiT-T weights on real photographs, in ONNX Runtime (needs MIMIQ_SHARED_DATA)."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+from click.testing import CliRunner
+
+from mimiq_deploy.cli import cli
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.shared_data
+
+# Enough for 8 bits; the whole quick recipe takes minutes and is run by benchmarks/.
+SHORT = (
+    "synthesis.num_images=16",
+    "synthesis.iterations=40",
+    "observation.num_images=16",
+    "distillation.epochs=4",
+)
+
+
+def test_eight_bits_keep_the_accuracy_of_deit_tiny(shared_data: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    weights = shared_data / "models" / "deit_tiny_patch16_224.safetensors"
+    settings = [part for setting in SHORT for part in ("--set", setting)]
+    steps = [
+        [
+            "calibrate",
+            "deit_tiny_patch16_224",
+            "--checkpoint",
+            str(weights),
+            "-o",
+            str(run),
+            "--bits",
+            "w8a8",
+            *settings,
+        ],
+        ["export", str(run)],
+        ["validate", str(run), "--data", str(shared_data / "photos"), "--json"],
+    ]
+    for step in steps:
+        result = CliRunner().invoke(cli, step)
+        assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    engine = report["engines"]["ort-cpu"]
+    full_precision = report["references"]["full-precision"]["top1"]
+    # timm's own figure on ImageNet is 72 %; these photographs were chosen to be recognisable.
+    assert full_precision == pytest.approx(0.86, abs=0.005)
+    # Shorter than any recipe: three points here, where the quick recipe must stay within 1.5.
+    assert full_precision - engine["accuracy"]["top1"] <= 0.03
+    assert engine["parity"]["fake-quantized"]["agreement"] >= 0.97

@@ -1,0 +1,231 @@
+"""The whole way through the command line: calibrate, export, validate, bench, on a real model."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from click.testing import CliRunner, Result
+
+from mimiq_deploy.cli import cli
+from mimiq_deploy.demo.digits import load_digits_split, write_image_folder
+from mimiq_deploy.demo.story import demo_model
+from mimiq_runtime.preprocessing import preprocess_files
+from mimiq_runtime.run_directory import RunDirectory
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+PICTURES = 96
+
+
+def invoke(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(cli, [str(argument) for argument in arguments])
+
+
+def calibrate_arguments(run: Path, bits: str) -> list[str | Path]:
+    """The command line for the built-in model, as a user with an own checkpoint writes it."""
+    description, weights = demo_model()
+    arguments: list[str | Path] = ["calibrate", description["model"], "--checkpoint", weights]
+    for key, value in description["model_args"].items():
+        arguments += ["--model-arg", f"{key}={value}"]
+    for key in ("mean", "std", "crop_pct"):
+        arguments += ["--preprocessing", f"{key}={description['preprocessing'][key]}"]
+    arguments += ["--recipe", "demo", "--bits", bits, "-o", run]
+    for setting in (
+        "synthesis.num_images=32",
+        "synthesis.batch_size=32",
+        "synthesis.iterations=30",
+        "distillation.epochs=8",
+    ):
+        arguments += ["--set", setting]
+    return arguments
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    digits = load_digits_split()
+    folder = tmp_path_factory.mktemp("digits")
+    write_image_folder(digits.test_images[:PICTURES], digits.test_labels[:PICTURES], folder)
+    return folder
+
+
+@pytest.fixture(scope="module", params=["w8a8", "w4a4"])
+def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was calibrated and exported through the command line."""
+    run = tmp_path_factory.mktemp("runs") / request.param
+    result = invoke(*calibrate_arguments(run, request.param))
+    assert result.exit_code == 0, result.output
+    result = invoke("export", run, "--target", "ort-cpu", "--json")
+    assert result.exit_code == 0, result.output
+    return run
+
+
+def validate(run: Path, *arguments: str | Path) -> tuple[int, dict[str, Any]]:
+    result = invoke("validate", run, "--json", *arguments)
+    return result.exit_code, json.loads(result.stdout)
+
+
+def test_accuracy_survives_and_torch_agrees(run: Path, pictures: Path) -> None:
+    code, report = validate(run, "--data", pictures, "--max-drop", "4", "--min-agreement", "0.96")
+    assert code == 0, report
+    assert report["pictures"] == [str(pictures), PICTURES]
+    assert report["references"]["full-precision"]["top1"] >= 0.95
+    assert {gate["name"] for gate in report["engines"]["ort-cpu"]["gates"]} == {
+        "max_drop",
+        "min_agreement",
+    }
+    assert report["engines"]["ort-cpu"]["recorded"]["n"] == 32
+
+
+def test_the_reported_accuracy_is_that_of_the_file(run: Path, pictures: Path) -> None:
+    """Independent of our session, dataset and metrics: ONNX Runtime and a few lines of numpy."""
+    _, report = validate(run, "--data", pictures)
+    rows = [line.split(",") for line in (pictures / "labels.csv").read_text().splitlines()[1:]]
+    preprocessing = RunDirectory.open(run).manifest.preprocessing
+    images = preprocess_files([pictures / name for name, _ in rows], preprocessing)
+    session = onnxruntime.InferenceSession(run / "export" / "ort-cpu" / "model.onnx")
+    logits = session.run(None, {"images": images})[0]
+    expected = np.mean(logits.argmax(1) == [int(label) for _, label in rows])
+    assert report["engines"]["ort-cpu"]["accuracy"]["top1"] == pytest.approx(expected)
+
+
+def test_a_gate_that_fails_is_exit_code_1(run: Path, pictures: Path) -> None:
+    code, report = validate(run, "--data", pictures, "--min-accuracy", "1.0")
+    assert code == 1
+    assert report["passed"] is False
+    assert json.loads((run / "parity.json").read_text()) == report
+
+
+def test_without_pictures_the_recorded_answers_are_compared(run: Path) -> None:
+    code, report = validate(run, "--min-agreement", "0.9")
+    assert code == 0
+    assert report["pictures"] is None
+    assert report["engines"]["ort-cpu"]["accuracy"] is None
+    refused = invoke("validate", run, "--max-drop", "1")
+    assert refused.exit_code == 2
+    assert "max_drop" in refused.output
+
+
+def test_a_changed_scale_fails_the_parity_gate(run: Path, pictures: Path, tmp_path: Path) -> None:
+    """Parity must notice a wrong file: one scale of the first block is multiplied by three."""
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    path = copy / "export" / "ort-cpu" / "model.onnx"
+    model = onnx.load(path)
+    (scale,) = [
+        tensor
+        for tensor in model.graph.initializer
+        if tensor.name == "blocks.0.mlp.fc1.input_quantizer/scale"
+    ]
+    changed = onnx.numpy_helper.to_array(scale) * np.float32(3)
+    scale.CopyFrom(onnx.numpy_helper.from_array(changed, scale.name))
+    onnx.save(model, path)
+    _, before = validate(run, "--data", pictures)
+    _, after = validate(copy, "--data", pictures)
+    sqnr = [
+        report["engines"]["ort-cpu"]["parity"]["fake-quantized"]["sqnr_db"]
+        for report in (before, after)
+    ]
+    assert sqnr[0] > sqnr[1] + 6
+
+
+def test_bench_measures_both_models(run: Path) -> None:
+    result = invoke("bench", run, "--batch-size", "2", "--rounds", "5", "--threads", "1", "--json")
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert [row["batch_size"] for row in report["rows"]] == [2, 2]
+    baseline, quantized = report["rows"]
+    assert baseline["speedup"]["median"] == 1
+    assert 0 < quantized["p50_ms"] <= quantized["p99_ms"]
+    assert json.loads((run / "bench.json").read_text()) == report
+
+
+def test_predict_and_inspect_read_the_run(run: Path, pictures: Path) -> None:
+    answer = json.loads(invoke("predict", run, pictures / "0000.png", "--json").stdout)
+    assert str(load_digits_split().test_labels[0]) in json.dumps(answer)
+    assert invoke("inspect", run, "--verify").exit_code == 0
+    assert invoke("inspect", run / "export" / "ort-cpu" / "model.onnx").exit_code == 0
+
+
+def test_resuming_a_finished_run_changes_nothing(run: Path) -> None:
+    before = (run / "quantized.safetensors").read_bytes()
+    result = invoke(*calibrate_arguments(run, run.name), "--resume")
+    assert result.exit_code == 0, result.output
+    assert (run / "quantized.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        pytest.param(["calibrate", "no_such_model"], "no_such_model", id="model"),
+        pytest.param(["--recipe", "nowhere.yaml"], "nowhere.yaml", id="recipe"),
+        pytest.param(["--set", "synthesis.sped=3"], "synthesis.sped", id="key"),
+        pytest.param(["--bits", "w1a8"], "w1a8", id="bits"),
+        pytest.param(["--checkpoint", "nowhere.safetensors"], "nowhere.safetensors", id="weights"),
+        pytest.param(["--num-classes", "7"], "head", id="classes"),
+        pytest.param(["--device", "abacus"], "abacus", id="device"),
+        pytest.param(["--model-arg", "depth=deep"], "deep", id="argument"),
+        pytest.param(["--preprocessing", "mean=[0.5,0.5]"], "mean", id="preprocessing"),
+    ],
+)
+def test_a_users_mistake_is_one_sentence(arguments: list[str], words: str, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    given = calibrate_arguments(run, "w8a8")
+    if arguments[0] == "calibrate":
+        given[1] = arguments[1]
+    else:
+        given += arguments
+    result = invoke(*given)
+    assert result.exit_code == 2, result.output
+    assert words in result.output
+    assert "Traceback" not in result.output
+    assert len(result.output.strip().splitlines()) == 1
+    assert not run.exists()
+
+
+@pytest.mark.parametrize("command", ["export", "validate", "bench", "inspect"])
+def test_a_directory_that_is_no_run_is_refused(command: str, tmp_path: Path) -> None:
+    result = invoke(command, tmp_path)
+    assert result.exit_code == 2
+    assert "run.json" in result.output
+
+
+def test_an_unwritable_output_is_refused(tmp_path: Path) -> None:
+    """A file stands where the folder should be: root, too, cannot write below it."""
+    (tmp_path / "file").write_text("")
+    result = invoke(*calibrate_arguments(tmp_path / "file" / "run", "w8a8"))
+    assert result.exit_code == 2, result.output
+    assert "Cannot write" in result.output
+    assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        pytest.param("file,label\n0000.png,10\n", "10", id="label-outside"),
+        pytest.param("file,label\n", "", id="empty"),
+        pytest.param("name,class\n0000.png,1\n", "file", id="columns"),
+        pytest.param("file,label\nnowhere.png,1\n", "nowhere.png", id="missing"),
+    ],
+)
+def test_bad_pictures_are_refused(run: Path, tmp_path: Path, content: str, words: str) -> None:
+    (tmp_path / "labels.csv").write_text(content)
+    (tmp_path / "0000.png").write_bytes(b"not a picture")
+    result = invoke("validate", run, "--data", tmp_path)
+    assert result.exit_code == 2
+    assert words in result.output
+    assert "Traceback" not in result.output
+
+
+def test_a_picture_that_cannot_be_read_is_refused(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "labels.csv").write_text("file,label\n0000.png,1\n")
+    (tmp_path / "0000.png").write_bytes(b"not a picture")
+    result = invoke("validate", run, "--data", tmp_path)
+    assert result.exit_code == 2
+    assert "0000.png" in result.output
