@@ -96,6 +96,7 @@ def _write_reference(
 ) -> None:
     import torch
 
+    from mimiq_calib.engine_arithmetic.convert import in_engine_arithmetic
     from mimiq_calib.pixels import PixelScale
 
     first_shard = "images/shard-00000.safetensors"
@@ -109,6 +110,6 @@ def _write_reference(
             {
                 "images": pixels,
                 "full_precision": teacher(images).numpy(),
-                "fake_quantized": student(images).numpy(),
+                "fake_quantized": in_engine_arithmetic(student)(images).numpy(),
             },
         )

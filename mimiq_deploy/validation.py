@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["Accuracy", "EngineReport", "GateLimits", "ValidationReport", "validate_run"]
 
 FULL_PRECISION, FAKE_QUANTIZED = "full-precision", "fake-quantized"
+FLOATING_POINT = "fake-quantized, floating-point products"
 REPORT = "parity.json"
 
 
@@ -90,7 +91,9 @@ class ValidationReport(Schema):
         references: Accuracy of each reference on the pictures.
         reference_agreement: Share of the pictures with the same top-1 as full precision, for
             each reference, 0 to 1.
-        skipped: References that could not run here, and why.
+        skipped: References that could not run here, and why. The quantized torch model takes part
+            twice: with products in integers, as engines compute, which is what gates ask for;
+            and with products in floating point, as it was trained.
         engines: One report an engine.
         passed: Whether every gate passed.
     """
@@ -211,17 +214,21 @@ def _open_references(
     }
     if importlib.util.find_spec("torch") is None or importlib.util.find_spec("timm") is None:
         return references, {FAKE_QUANTIZED: "torch and timm are not installed"}
+    from mimiq_calib.engine_arithmetic.convert import in_engine_arithmetic
     from mimiq_calib.run_models import load_student
     from mimiq_calib.torch_session import TorchSession
 
-    references[FAKE_QUANTIZED] = stack.enter_context(
-        TorchSession(
-            load_student(run),
-            name=FAKE_QUANTIZED,
-            origin=(run.QUANTIZED, run.manifest.files[run.QUANTIZED].sha256),
-            input_shape=run.manifest.preprocessing.input_size,
+    student = load_student(run)
+    models = {FAKE_QUANTIZED: in_engine_arithmetic(student), FLOATING_POINT: student}
+    for name, model in models.items():
+        references[name] = stack.enter_context(
+            TorchSession(
+                model,
+                name=name,
+                origin=(run.QUANTIZED, run.manifest.files[run.QUANTIZED].sha256),
+                input_shape=run.manifest.preprocessing.input_size,
+            )
         )
-    )
     return references, {}
 
 

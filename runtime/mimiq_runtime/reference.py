@@ -26,7 +26,8 @@ class RecordedReference:
     Attributes:
         images: uint8 pixels (N, C, H, W) of the run's own calibration images.
         full_precision: Logits (N, classes) of the full-precision model.
-        fake_quantized: Logits (N, classes) of the quantized model in torch.
+        fake_quantized: Logits (N, classes) of the quantized model in torch, with products in
+            integers.
     """
 
     images: NDArray[np.uint8]

@@ -56,8 +56,8 @@ class ExposedAttention(nn.Module):
         self.key_quantizer: nn.Module = nn.Identity()
         self.probability_quantizer: nn.Module = nn.Identity()
         self.value_quantizer: nn.Module = nn.Identity()
-        self.logits = nn.Identity()
-        self.head_outputs = nn.Identity()
+        self.logits: nn.Module = nn.Identity()
+        self.head_outputs: nn.Module = nn.Identity()
 
     def forward(
         self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False

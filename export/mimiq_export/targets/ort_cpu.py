@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import onnx_ir.passes.common as common_passes
 
+from mimiq_export.passes.patch_embedding_as_matmul import PatchEmbeddingAsMatmulPass
 from mimiq_export.passes.quantize_activations import QuantizeActivationsPass
 from mimiq_export.passes.quantize_weights import QuantizeWeightsPass
 from mimiq_export.passes.split_gemm_bias import SplitGemmBiasPass
@@ -18,6 +19,7 @@ ORT_CPU = Target(
     opset=20,
     passes=(
         SplitGemmBiasPass(),
+        PatchEmbeddingAsMatmulPass(),
         TransposeBeforeQuantizerPass(),
         QuantizeWeightsPass(),
         QuantizeActivationsPass(),

@@ -1,0 +1,81 @@
+"""From a calibrated student to one that computes as an integer engine does."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING
+
+from mimiq_calib.conversion.attention import ExposedAttention
+from mimiq_calib.conversion.layers import QuantizedConv2d, QuantizedLinear
+from mimiq_calib.engine_arithmetic.gelu import KernelGelu
+from mimiq_calib.engine_arithmetic.integer_products import (
+    Codes,
+    IntegerConv2d,
+    IntegerLinear,
+    Rescale,
+)
+from mimiq_calib.engine_arithmetic.layer_norm import KernelLayerNorm
+from mimiq_calib.quantizers.quantizer import Quantizer
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["in_engine_arithmetic"]
+
+
+def in_engine_arithmetic(student: nn.Module) -> nn.Module:
+    """Copy a student and let the copy compute as an integer engine computes.
+
+    Products are summed over integer codes, exactly, and rescaled once; LayerNorm and GELU round
+    as the kernels of ONNX Runtime on x86 do. The meaning does not change: without rounding,
+    the copy and the student would give the same numbers. It is for inference only, without
+    gradients.
+
+    Args:
+        student: Calibrated; it is not changed. Layers with quantizers switched off stay in
+            floating point.
+
+    Returns:
+        A copy in inference mode.
+    """
+    copied = copy.deepcopy(student).eval().requires_grad_(False)
+    for name, module in list(copied.named_modules()):
+        if isinstance(module, ExposedAttention):
+            _convert_attention(module)
+        elif (replacement := _replacement(module)) is not None:
+            parent, _, child = name.rpartition(".")
+            setattr(copied.get_submodule(parent), child, replacement.eval())
+    return copied
+
+
+def _replacement(module: nn.Module) -> nn.Module | None:
+    if isinstance(module, QuantizedLinear):
+        enabled = module.input_quantizer.enabled and module.weight_quantizer.enabled
+        return IntegerLinear(module) if enabled else None
+    if isinstance(module, QuantizedConv2d):
+        quantizer = module.input_quantizer
+        if isinstance(quantizer, Quantizer) and quantizer.enabled:
+            return IntegerConv2d(module, quantizer)
+    if KernelLayerNorm.applies_to(module):
+        return KernelLayerNorm(module)
+    if KernelGelu.applies_to(module):
+        return KernelGelu()
+    return None
+
+
+def _convert_attention(attention: ExposedAttention) -> None:
+    """The slots give codes, and the taps behind the products rescale the sums."""
+    slots = [
+        attention.query_quantizer,
+        attention.key_quantizer,
+        attention.probability_quantizer,
+        attention.value_quantizer,
+    ]
+    quantizers = [slot for slot in slots if isinstance(slot, Quantizer) and slot.enabled]
+    if len(quantizers) < len(slots):
+        return
+    query, key, probability, value = quantizers
+    attention.query_quantizer, attention.key_quantizer = Codes(query), Codes(key)
+    attention.probability_quantizer, attention.value_quantizer = Codes(probability), Codes(value)
+    attention.logits = Rescale(query.scale, key.scale)
+    attention.head_outputs = Rescale(probability.scale, value.scale)
