@@ -113,7 +113,7 @@ def test_without_pictures_the_recorded_answers_are_compared(run: Path) -> None:
 
 
 def test_a_changed_scale_fails_the_parity_gate(run: Path, pictures: Path, tmp_path: Path) -> None:
-    """Parity must notice a wrong file: one scale of the first block is multiplied by three."""
+    """Parity must notice a wrong file: one scale of the first block is 5 % too large."""
     copy = tmp_path / "copy"
     shutil.copytree(run, copy)
     path = copy / "export" / "ort-cpu" / "model.onnx"
@@ -123,16 +123,17 @@ def test_a_changed_scale_fails_the_parity_gate(run: Path, pictures: Path, tmp_pa
         for tensor in model.graph.initializer
         if tensor.name == "blocks.0.mlp.fc1.input_quantizer/scale"
     ]
-    changed = onnx.numpy_helper.to_array(scale) * np.float32(3)
+    changed = onnx.numpy_helper.to_array(scale) * np.float32(1.05)
     scale.CopyFrom(onnx.numpy_helper.from_array(changed, scale.name))
     onnx.save(model, path)
     _, before = validate(run, "--data", pictures)
     _, after = validate(copy, "--data", pictures)
-    sqnr = [
-        report["engines"]["ort-cpu"]["parity"]["fake-quantized"]["sqnr_db"]
-        for report in (before, after)
-    ]
-    assert sqnr[0] > sqnr[1] + 6
+    right, wrong = (
+        report["engines"]["ort-cpu"]["parity"]["fake-quantized"] for report in (before, after)
+    )
+    # Two correct implementations differ by flips alone: most pictures are the same bits.
+    assert right["sqnr_db"] is None or right["sqnr_db"] > 60
+    assert wrong["sqnr_db"] < 50
 
 
 def test_bench_measures_both_models(run: Path) -> None:
