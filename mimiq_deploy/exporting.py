@@ -17,10 +17,13 @@ if TYPE_CHECKING:
     from mimiq_export.record import ExportRecord
     from mimiq_runtime.run_directory import RunDirectory
 
-__all__ = ["BASELINE", "export_run", "onnx_path"]
+__all__ = ["BASELINE", "HALF_BASELINE", "export_run", "onnx_path"]
 
 BASELINE = "fp32"
 """Name of the export that holds the full-precision model."""
+
+HALF_BASELINE = "fp16"
+"""Name of the export that holds it in half precision, where a target of that name exists."""
 
 
 def onnx_path(target: str) -> str:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mimiq_deploy.engine_models import engine_model
 from mimiq_runtime.errors import EngineError, RunDirectoryError
 from mimiq_runtime.metrics import softmax
 from mimiq_runtime.preprocessing import preprocess_files
@@ -59,7 +60,7 @@ def predict_files(
     top: int = 5,
     advance: Callable[[int], None] = lambda steps: None,
 ) -> list[ImagePrediction]:
-    """Classify pictures with ``export/<engine>/model.onnx`` of a run.
+    """Classify pictures with the model of a run that was exported for an engine.
 
     Args:
         run: The run; its preprocessing and its class names are used.
@@ -79,10 +80,7 @@ def predict_files(
         OnnxModelError: The exported model is damaged.
         EngineError: The engine failed, or gave values that are not numbers.
     """
-    model = run.existing(
-        f"export/{engine}/model.onnx",
-        made_by=f"mimiq-deploy export {run.root} --target {engine}",
-    )
+    model = engine_model(run, engine)
     predictions: list[ImagePrediction] = []
     with open_session(engine, model) as session:
         batch_size = session.info.input_shape[0] or _BATCH_SIZE

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mimiq_deploy.exporting import BASELINE, onnx_path
+from mimiq_deploy.engine_models import engine_model
+from mimiq_deploy.exporting import BASELINE
 from mimiq_runtime.dataset import LabelledImages, iterate_batches, open_labelled_images
 from mimiq_runtime.gates import GateResult, evaluate_gates
 from mimiq_runtime.machine import describe_machine
@@ -19,7 +20,7 @@ from mimiq_runtime.preprocessing import normalise
 from mimiq_runtime.progress import progress_bar
 from mimiq_runtime.reference import read_reference
 from mimiq_runtime.schema import Schema
-from mimiq_runtime.session import Session, SessionInfo, open_session
+from mimiq_runtime.session import Session, SessionInfo, open_session, target_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -143,7 +144,7 @@ def validate_run(
     with contextlib.ExitStack() as stack:
         sessions = {
             engine: stack.enter_context(
-                open_session(engine, _exported(run, engine, engine), threads=threads)
+                open_session(engine, engine_model(run, engine), threads=threads)
             )
             for engine in engines
         }
@@ -192,14 +193,8 @@ def validate_run(
     return report
 
 
-def _exported(run: RunDirectory, engine: str, target: str) -> Path:
-    return run.existing(
-        onnx_path(target), made_by=f"mimiq-deploy export {run.root} --target {engine}"
-    )
-
-
 def _compare_with_recorded(run: RunDirectory, engine: str, session: Session) -> LogitParity:
-    reference = read_reference(run, engine)
+    reference = read_reference(run, target_of(engine))
     images = normalise(reference.images, run.manifest.preprocessing)
     return compare_logits(reference.fake_quantized, session.run(images))
 
@@ -209,7 +204,7 @@ def _open_references(
 ) -> tuple[dict[str, Session], dict[str, str]]:
     references = {
         FULL_PRECISION: stack.enter_context(
-            open_session("ort-cpu", _exported(run, "ort-cpu", BASELINE), threads=threads)
+            open_session("ort-cpu", engine_model(run, "ort-cpu", target=BASELINE), threads=threads)
         )
     }
     if importlib.util.find_spec("torch") is None or importlib.util.find_spec("timm") is None:

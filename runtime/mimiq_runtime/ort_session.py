@@ -7,6 +7,12 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from mimiq_runtime.atomic import sha256_of
+from mimiq_runtime.classifier_checks import (
+    check_images,
+    check_logits,
+    check_onnx_file,
+    first_line,
+)
 from mimiq_runtime.errors import (
     EngineError,
     InvalidInputError,
@@ -23,13 +29,18 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["OrtSession"]
+__all__ = ["OrtSession", "import_onnxruntime"]
 
 # Errors reach the user as exceptions; ONNX Runtime would print each of them as well.
 _LOG_FATAL_ONLY = 4
 
 # What is not the model's fault: memory, drivers, libraries of the provider.
 _PROVIDER_FAULTS = ("EPFail", "RuntimeException")
+
+_CPU = "CPUExecutionProvider"
+
+# Operators that hold nearly all of the work, and the parts of their names after fusion.
+_PRODUCTS = ("MatMul", "Gemm", "Conv", "Attention")
 
 
 class OrtSession:
@@ -39,13 +50,17 @@ class OrtSession:
         model: The ONNX file: one float32 input (N, C, H, W), one output (N, classes).
         engine: Name of the engine, for :attr:`info`.
         providers: Execution providers in ONNX Runtime's form, a name or a name with options. The
-            first one is what was asked for; those after it may take what it cannot run.
+            first one is what was asked for; those after it may take what it cannot run, but no
+            matrix product and no convolution.
         threads: Threads inside one operator; all cores that this process may use if None.
+        optimize: Whether ONNX Runtime may rewrite the graph before the provider sees it.
+        precision: What the provider computes floating point in, for :attr:`info`.
+        remedy: What to do when the provider does not take the model.
 
     Raises:
         MissingDependencyError: ONNX Runtime is not installed.
         OnnxModelError: The file is missing, broken, or not such a model.
-        EngineError: The first provider is not there, or did not take the model.
+        EngineError: The first provider is not there, or did not take the model or a part of it.
     """
 
     def __init__(
@@ -55,8 +70,11 @@ class OrtSession:
         engine: str,
         providers: Sequence[str | tuple[str, dict[str, Any]]],
         threads: int | None = None,
+        optimize: bool = True,
+        precision: str | None = None,
+        remedy: str = "check the provider's driver and libraries",
     ) -> None:
-        ort = _import_onnxruntime()
+        ort = import_onnxruntime()
         wanted = _first_name(providers)
         available = ort.get_available_providers()
         if wanted not in available:
@@ -65,12 +83,13 @@ class OrtSession:
                 "install the build of onnxruntime that has it."
             )
         threads = threads if threads is not None else usable_cores()
-        self._session: Any = _create(ort, model, providers, threads)
+        options = _options(ort, threads, optimize=optimize)
+        self._session: Any = _create(ort, model, providers, options, remedy)
         taken = self._session.get_providers()[0]
         if taken != wanted:
             raise EngineError(
                 f"Expected {wanted} to take {model}, and ONNX Runtime fell back to {taken}; "
-                "check the provider's driver and libraries."
+                f"{remedy}."
             )
         self._input_name, shape = _check_signature(model, self._session)
         self.info = SessionInfo(
@@ -82,27 +101,23 @@ class OrtSession:
             model=str(model),
             model_sha256=sha256_of(model),
             input_shape=shape,
+            precision=precision,
+            products=None if wanted == _CPU else _check_products(model, self._session, wanted),
         )
 
     def run(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
         """Logits (N, classes) of normalised images (N, C, H, W); see :class:`Session`."""
         if self._session is None:
             raise EngineError("This session is closed; open another one.")
-        _check_images(images, self.info.input_shape)
+        check_images(images, self.info.input_shape)
         try:
             outputs = self._session.run(None, {self._input_name: images})
         # Its exceptions have no base of their own.
         except Exception as error:
             raise EngineError(
-                f"ONNX Runtime failed to run {self.info.model}: {_first_line(error)}."
+                f"ONNX Runtime failed to run {self.info.model}: {first_line(error)}."
             ) from error
-        logits = np.asarray(outputs[0], dtype=np.float32)
-        if logits.ndim != 2 or len(logits) != len(images):
-            raise EngineError(
-                f"Expected logits of shape ({len(images)}, classes) from {self.info.model}, "
-                f"got {logits.shape}; export the model with a free batch size."
-            )
-        return logits
+        return check_logits(np.asarray(outputs[0]), len(images), self.info.model)
 
     def __enter__(self) -> Self:
         return self
@@ -116,7 +131,8 @@ class OrtSession:
         self._session = None
 
 
-def _import_onnxruntime() -> Any:
+def import_onnxruntime() -> Any:
+    """The module; raises :class:`MissingDependencyError` where it is not installed."""
     try:
         import onnxruntime
     except ImportError as error:
@@ -135,35 +151,72 @@ def _device(provider: str) -> str:
     return provider.removesuffix("ExecutionProvider").lower()
 
 
-def _create(
-    ort: Any,
-    model: Path,
-    providers: Sequence[str | tuple[str, dict[str, Any]]],
-    threads: int,
-) -> Any:
-    if not model.is_file():
-        raise OnnxModelError(f"Expected an ONNX file, and {model} is not one; check the path.")
+def _options(ort: Any, threads: int, *, optimize: bool) -> Any:
     # The default logger speaks of providers before there is a session.
     ort.set_default_logger_severity(_LOG_FATAL_ONLY)
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = _LOG_FATAL_ONLY
+    if not optimize:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    return options
+
+
+def _create(
+    ort: Any,
+    model: Path,
+    providers: Sequence[str | tuple[str, dict[str, Any]]],
+    options: Any,
+    remedy: str,
+) -> Any:
+    check_onnx_file(model)
+    on_cpu = _first_name(providers) == _CPU
     try:
-        session = ort.InferenceSession(str(model), options, providers=list(providers))
+        # With its fallback, a failing provider is replaced by the CPU and a few lines on stdout.
+        session = ort.InferenceSession(
+            str(model), options, providers=list(providers), enable_fallback=False
+        )
     # Its exceptions have no base of their own.
     except Exception as error:
-        if type(error).__name__ in _PROVIDER_FAULTS:
+        # Providers that cannot load their libraries raise Python's own RuntimeError.
+        if type(error).__name__ in _PROVIDER_FAULTS or (type(error) is RuntimeError and not on_cpu):
             raise EngineError(
-                f"ONNX Runtime could not load {model}: {_first_line(error)}."
+                f"ONNX Runtime could not load {model}: {first_line(error)}"
+                f"{'' if on_cpu else f'; {remedy}'}."
             ) from error
         raise OnnxModelError(
             f"{model} is not a model that ONNX Runtime {ort.__version__} can run: "
-            f"{_first_line(error)}; export it again."
+            f"{first_line(error)}; export it again."
         ) from error
     # Without this, a failing run is repeated on the CPU and nobody is told.
     session.disable_fallback()
     return session
+
+
+def _check_products(model: Path, session: Any, wanted: str) -> dict[str, int] | None:
+    """Number of products by provider; None from an ONNX Runtime that does not tell (before 1.24).
+
+    The name of the first provider says little: ONNX Runtime hands each node that it does not take
+    to the next one.
+    """
+    if not hasattr(session, "get_provider_graph_assignment_info"):
+        return None
+    counts: dict[str, int] = {}
+    strays = []
+    for part in session.get_provider_graph_assignment_info():
+        for node in part.get_nodes():
+            if any(name in node.op_type for name in _PRODUCTS):
+                counts[part.ep_name] = counts.get(part.ep_name, 0) + 1
+                if part.ep_name != wanted:
+                    strays.append(f"{node.op_type} {node.name}")
+    if strays:
+        raise EngineError(
+            f"Expected {wanted} to take all products of {model}, and it left {len(strays)} to "
+            f"other providers, the first of them {strays[0]}; export the model for this engine."
+        )
+    return counts
 
 
 def _check_signature(model: Path, session: Any) -> tuple[str, tuple[int | None, ...]]:
@@ -182,23 +235,3 @@ def _check_signature(model: Path, session: Any) -> tuple[str, tuple[int | None, 
         )
     shape = tuple(size if isinstance(size, int) else None for size in inputs[0].shape)
     return inputs[0].name, shape
-
-
-def _check_images(images: NDArray[np.float32], shape: tuple[int | None, ...]) -> None:
-    fits = (
-        images.dtype == np.float32
-        and images.ndim == 4
-        and len(images) > 0
-        and all(size in (None, got) for size, got in zip(shape, images.shape, strict=True))
-    )
-    if not fits:
-        expected = ", ".join("any" if size is None else str(size) for size in shape)
-        raise InvalidInputError(
-            f"Expected float32 images of shape ({expected}), at least one, got {images.dtype} of "
-            f"shape {images.shape}; preprocess them for this model."
-        )
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__

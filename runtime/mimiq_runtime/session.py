@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol, Self
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple, Protocol, Self, runtime_checkable
 
 from mimiq_runtime.errors import InvalidInputError
 from mimiq_runtime.schema import Schema
@@ -15,7 +16,16 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["Session", "SessionInfo", "known_engines", "open_session"]
+__all__ = [
+    "DeviceTimes",
+    "Session",
+    "SessionInfo",
+    "TimedOnDevice",
+    "known_engines",
+    "needs_gpu",
+    "open_session",
+    "target_of",
+]
 
 
 class SessionInfo(Schema):
@@ -30,6 +40,10 @@ class SessionInfo(Schema):
         model: Path of the model's file as it was given.
         model_sha256: SHA-256 of that file.
         input_shape: The model's input (N, C, H, W); None where any size goes.
+        precision: What floating-point arithmetic runs in, where the engine may choose it; None
+            where it is the one that the model's file says.
+        products: Number of Linear layers, attention products and convolutions by the place or the
+            precision that the engine itself reports for them; None where it does not tell.
     """
 
     engine: str
@@ -40,6 +54,20 @@ class SessionInfo(Schema):
     model: str
     model_sha256: str
     input_shape: tuple[int | None, ...]
+    precision: str | None = None
+    products: dict[str, int] | None = None
+
+
+class DeviceTimes(NamedTuple):
+    """Durations of one call in milliseconds, measured by events of the device.
+
+    Attributes:
+        compute_ms: The network alone, its input already on the device.
+        total_ms: With the copy of the images to the device and of the logits back.
+    """
+
+    compute_ms: float
+    total_ms: float
 
 
 class Session(Protocol):
@@ -75,9 +103,55 @@ class Session(Protocol):
     ) -> None: ...
 
 
+@runtime_checkable
+class TimedOnDevice(Protocol):
+    """A session that also measures its calls by events of the device."""
+
+    def device_times(self) -> DeviceTimes:
+        """Durations of the last call of ``run``.
+
+        Raises:
+            EngineError: There was no call yet.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class _Engine:
+    """What is known of an engine without its library.
+
+    Attributes:
+        target: The export that it reads (docs/decisions/0031-engines-and-targets.md).
+        needs_gpu: Whether it runs on an NVIDIA GPU only.
+        open: Makes a session from a model's file and a number of threads.
+    """
+
+    target: str
+    needs_gpu: bool
+    open: Callable[[Path, int | None], Session]
+
+
 def known_engines() -> tuple[str, ...]:
     """Names that :func:`open_session` takes."""
-    return tuple(_OPENERS)
+    return tuple(_ENGINES)
+
+
+def target_of(engine: str) -> str:
+    """Name of the export that an engine reads.
+
+    Raises:
+        InvalidInputError: No such engine.
+    """
+    return _engine(engine).target
+
+
+def needs_gpu(engine: str) -> bool:
+    """Whether an engine runs on an NVIDIA GPU only.
+
+    Raises:
+        InvalidInputError: No such engine.
+    """
+    return _engine(engine).needs_gpu
 
 
 def open_session(engine: str, model: Path, *, threads: int | None = None) -> Session:
@@ -85,7 +159,8 @@ def open_session(engine: str, model: Path, *, threads: int | None = None) -> Ses
 
     Args:
         engine: One of :func:`known_engines`.
-        model: The model's file in the form that the engine reads.
+        model: The model's file in the form that the engine reads: an ONNX file, or for ``trt`` the
+            plan that ``mimiq-deploy build`` wrote.
         threads: CPU threads inside one operator; all cores that this process may use if None.
 
     Raises:
@@ -94,13 +169,16 @@ def open_session(engine: str, model: Path, *, threads: int | None = None) -> Ses
         OnnxModelError: The file is missing, broken, or no image classifier.
         EngineError: The engine cannot run here.
     """
-    if engine not in _OPENERS:
-        raise InvalidInputError(
-            f"Expected one of the engines {', '.join(_OPENERS)}; got {engine!r}."
-        )
+    chosen = _engine(engine)
     if threads is not None and threads < 1:
         raise InvalidInputError(f"The number of threads must be at least 1; got {threads}.")
-    return _OPENERS[engine](model, threads)
+    return chosen.open(model, threads)
+
+
+def _engine(name: str) -> _Engine:
+    if name not in _ENGINES:
+        raise InvalidInputError(f"Expected one of the engines {', '.join(_ENGINES)}; got {name!r}.")
+    return _ENGINES[name]
 
 
 def _open_ort_cpu(model: Path, threads: int | None) -> Session:
@@ -109,4 +187,34 @@ def _open_ort_cpu(model: Path, threads: int | None) -> Session:
     return OrtSession(model, engine="ort-cpu", providers=["CPUExecutionProvider"], threads=threads)
 
 
-_OPENERS: dict[str, Callable[[Path, int | None], Session]] = {"ort-cpu": _open_ort_cpu}
+def _open_ort_cuda(model: Path, threads: int | None) -> Session:
+    from mimiq_runtime.ort_gpu import open_cuda
+
+    return open_cuda(model, threads)
+
+
+def _open_ort_trt(model: Path, threads: int | None) -> Session:
+    from mimiq_runtime.ort_gpu import open_tensorrt
+
+    return open_tensorrt(model, threads)
+
+
+def _open_openvino(model: Path, threads: int | None) -> Session:
+    from mimiq_runtime.openvino_session import OpenVinoSession
+
+    return OpenVinoSession(model, threads=threads)
+
+
+def _open_trt(model: Path, threads: int | None) -> Session:
+    from mimiq_runtime.trt_session import TrtSession
+
+    return TrtSession(model)
+
+
+_ENGINES = {
+    "ort-cpu": _Engine("ort-cpu", needs_gpu=False, open=_open_ort_cpu),
+    "ort-cuda": _Engine("ort-cuda", needs_gpu=True, open=_open_ort_cuda),
+    "ort-trt": _Engine("trt", needs_gpu=True, open=_open_ort_trt),
+    "openvino": _Engine("openvino", needs_gpu=False, open=_open_openvino),
+    "trt": _Engine("trt", needs_gpu=True, open=_open_trt),
+}

@@ -1,0 +1,57 @@
+"""Which file of a run an engine opens: the one place that maps engines to exports and plans."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mimiq_deploy.exporting import BASELINE, HALF_BASELINE, onnx_path
+from mimiq_runtime.session import target_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from mimiq_runtime.cuda_runtime import CudaDevice
+    from mimiq_runtime.run_directory import RunDirectory
+
+__all__ = ["BASELINES", "engine_folder", "engine_model"]
+
+BASELINES = (BASELINE, HALF_BASELINE)
+"""Exports of the model without quantization."""
+
+_BUILT = "trt"
+
+
+def engine_model(run: RunDirectory, engine: str, *, target: str | None = None) -> Path:
+    """The file of a run that an engine opens.
+
+    Args:
+        run: The run.
+        engine: One of :func:`mimiq_runtime.session.known_engines`.
+        target: The export; the one that the engine reads if None.
+
+    Returns:
+        The ONNX file; for ``trt`` the plan that was built from it on this device.
+
+    Raises:
+        RunDirectoryError: It was not exported, or not built.
+        MissingDependencyError: ``trt``, and cuda-python is not installed.
+        EngineError: ``trt``, and there is no GPU.
+    """
+    target = target if target is not None else target_of(engine)
+    if engine != _BUILT:
+        return run.existing(
+            onnx_path(target), made_by=f"mimiq-deploy export {run.root} --target {target}"
+        )
+    from mimiq_runtime.cuda_runtime import CudaRuntime
+    from mimiq_runtime.engine_record import PLAN
+
+    folder = engine_folder(CudaRuntime().device(), target)
+    option = "" if target == target_of(engine) else f" --target {target}"
+    return run.existing(
+        f"{folder}/{PLAN}", made_by=f"mimiq-deploy build {run.root} --engine trt{option}"
+    )
+
+
+def engine_folder(device: CudaDevice, target: str) -> str:
+    """Folder inside a run of the engine that was built on a device for an export."""
+    return f"engines/{device.slug}/{target}"
