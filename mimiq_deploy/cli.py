@@ -1,7 +1,8 @@
 """The command ``mimiq-deploy``: a group whose subcommands are imported when they are called.
 
 Exit codes: 0 done; 1 a gate or a requirement is not met; 2 the user's mistake or something
-missing, said in one sentence; 130 interrupted.
+missing, said in one sentence; 3 done as far as this machine can, and the command for the device is
+printed; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -39,6 +40,9 @@ COMMANDS = {
         "mimiq_deploy.commands.calibrate", "Quantize a model without any of its training data"
     ),
     "export": LazyCommand("mimiq_deploy.commands.export", "Write the ONNX model of a run"),
+    "build": LazyCommand(
+        "mimiq_deploy.commands.build", "Build a TensorRT engine on this device, and prove its INT8"
+    ),
     "validate": LazyCommand(
         "mimiq_deploy.commands.validate", "Check parity and accuracy on pictures, as gates"
     ),

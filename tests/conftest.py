@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from pathlib import Path
 
@@ -17,7 +18,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if os.environ.get(SHARED_DATA)
         else f"needs DeiT-T weights and photographs in the folder that {SHARED_DATA} names",
         "gpu": None if _has_nvidia_gpu() else "needs an NVIDIA GPU",
-        "trt": None if _has_nvidia_gpu() else "needs TensorRT and an NVIDIA GPU",
+        "trt": None if _has_nvidia_gpu() and _has_tensorrt() else "needs TensorRT and a GPU",
     }
     for item in items:
         for marker, reason in reasons.items():
@@ -29,6 +30,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def shared_data() -> Path:
     """Folder with ``models/deit_tiny_patch16_224.safetensors`` and ``photos/labels.csv``."""
     return Path(os.environ[SHARED_DATA])
+
+
+def _has_tensorrt() -> bool:
+    return importlib.util.find_spec("tensorrt") is not None
 
 
 def _has_nvidia_gpu() -> bool:

@@ -13,6 +13,7 @@
     │   └── OnnxModelError           an ONNX file that cannot be used
     ├── MissingDependencyError       a library that is not installed, and how to install it
     └── EngineError                  an engine that did not do what was asked
+        └── DeviceNeededError        work that is left to another machine, with its command
 
 A message is one clear sentence: what was expected, what came, and what to do. The command line
 prints it without a traceback and exits with :attr:`MimiqDeployError.exit_code`.
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CheckpointError",
     "DatasetError",
+    "DeviceNeededError",
     "EngineError",
     "ImageError",
     "InvalidInputError",
@@ -116,3 +118,21 @@ class MissingDependencyError(MimiqDeployError):
 
 class EngineError(MimiqDeployError):
     """An engine that cannot do, or did not do, what was asked of it."""
+
+
+class DeviceNeededError(EngineError):
+    """Everything that can be done on this machine is done; the rest is for the device.
+
+    Args:
+        reason: Why it cannot be done here, as a sentence.
+        onnx: The file to take to the device.
+        command: What to run there.
+    """
+
+    exit_code = 3
+
+    def __init__(self, reason: str, onnx: str, command: str) -> None:
+        self.reason = reason
+        self.onnx = onnx
+        self.command = command
+        super().__init__(f"{reason} {onnx} is ready; run on the device: {command}")

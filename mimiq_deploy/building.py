@@ -1,0 +1,217 @@
+"""Building TensorRT engines from a run or from an ONNX file, without torch."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from mimiq_deploy.engine_models import BASELINES, engine_folder
+from mimiq_deploy.exporting import onnx_path
+from mimiq_runtime.atomic import sha256_of, write_bytes, write_json
+from mimiq_runtime.classifier_checks import check_onnx_file
+from mimiq_runtime.cuda_runtime import CudaDevice, CudaRuntime
+from mimiq_runtime.engine_record import (
+    PLAN,
+    RECORD,
+    BuildOptions,
+    EngineRecord,
+    read_engine_record,
+)
+from mimiq_runtime.errors import (
+    DeviceNeededError,
+    EngineError,
+    InvalidInputError,
+    MissingDependencyError,
+)
+from mimiq_runtime.machine import library_versions
+from mimiq_runtime.manifest import FileRecord
+from mimiq_runtime.run_directory import RunDirectory
+from mimiq_runtime.trt_build import (
+    build_engine,
+    check_options,
+    import_polygraphy,
+    refit_plan,
+)
+from mimiq_runtime.trt_library import import_tensorrt
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+__all__ = ["REJECTED", "build_command", "build_model"]
+
+REJECTED = "rejected.json"
+"""The record of an engine that was not written, because its precision was not proved."""
+
+_TIMING_CACHE = "timing.cache"
+
+
+def build_model(
+    model: Path,
+    options: BuildOptions,
+    *,
+    target: str = "trt",
+    output: Path | None = None,
+    timing_cache: Path | None = None,
+    allow_floating_point: bool = False,
+    refit: bool = False,
+) -> tuple[EngineRecord, Path]:
+    """Build an engine for this device, and write it with its record.
+
+    Args:
+        model: A run that was exported for the target, or an ONNX file.
+        options: How to build it.
+        target: The export of a run to build from.
+        output: Folder of the engine; within the run, or beside the ONNX file, if None.
+        timing_cache: File of kernel timings; one for each device, beside the engines, if None.
+        allow_floating_point: Accept quantized products that are not shown to run in INT8.
+        refit: Build nothing; put the weights of the ONNX file into the engine that is there.
+
+    Returns:
+        The record, and where the engine lies. When its precision is not proved and that is not
+        allowed, no engine is written: the path is that of :data:`REJECTED`.
+
+    Raises:
+        InvalidInputError: The model is not there, or the options contradict each other.
+        DeviceNeededError: TensorRT or a GPU is missing here.
+        EngineError: TensorRT cannot build or load the engine.
+    """
+    check_options(options)
+    run = RunDirectory.open(model) if model.is_dir() else None
+    if run is not None and output is not None:
+        raise InvalidInputError(
+            "The engine of a run is written into the run; leave --output out, or give the ONNX "
+            "file instead of the run."
+        )
+    onnx = model if run is None else _exported(run, target)
+    check_onnx_file(onnx)
+    device = _device(onnx, build_command(model, options, _extra(target, output, refit=refit)))
+    if run is not None:
+        folder = run.path(engine_folder(device, target))
+    else:
+        folder = output or onnx.parent / "engines" / device.slug / onnx.stem
+    begun = time.monotonic()
+    if refit:
+        record, plan = _refit(folder, onnx)
+    else:
+        cache = timing_cache or folder.parent / _TIMING_CACHE
+        record, plan = _build(onnx, options, cache, device)
+    proved = record.precision.proved or allow_floating_point or target in BASELINES
+    if not proved:
+        write_json(folder / REJECTED, record.model_dump(mode="json"))
+        return record, folder / REJECTED
+    write_bytes(folder / PLAN, plan)
+    write_json(folder / RECORD, record.model_dump(mode="json"))
+    (folder / REJECTED).unlink(missing_ok=True)
+    if run is not None:
+        inside = engine_folder(device, target)
+        run.record_files(f"{inside}/{PLAN}", f"{inside}/{RECORD}")
+        run.finish_stage(f"build/{device.slug}/{target}", seconds=time.monotonic() - begun)
+    return record, folder / PLAN
+
+
+def build_command(model: Path, options: BuildOptions, extra: Sequence[str] = ()) -> str:
+    """The command line that builds with these options.
+
+    >>> build_command(Path("run"), BuildOptions(max_batch=64))
+    'mimiq-deploy build run --engine trt --max-batch 64'
+    """
+    words = ["mimiq-deploy", "build", str(model), "--engine", "trt", *extra]
+    defaults = BuildOptions()
+    for name, value in options.model_dump(mode="json").items():
+        if value != getattr(defaults, name):
+            option = f"--{name.replace('_', '-')}"
+            words += [option] if value is True else [option, str(value)]
+    return shlex.join(words)
+
+
+def _extra(target: str, output: Path | None, *, refit: bool) -> list[str]:
+    words = [] if target == "trt" else ["--target", target]
+    words += [] if output is None else ["--output", str(output)]
+    return [*words, "--refit"] if refit else words
+
+
+def _exported(run: RunDirectory, target: str) -> Path:
+    return run.existing(
+        onnx_path(target), made_by=f"mimiq-deploy export {run.root} --target {target}"
+    )
+
+
+def _device(onnx: Path, command: str) -> CudaDevice:
+    """The GPU of this machine; what is missing for it is the device's business.
+
+    Raises:
+        DeviceNeededError: No TensorRT, no Polygraphy, no cuda-python, or no GPU.
+        EngineError: They are there and do not fit.
+    """
+    try:
+        import_tensorrt()
+        import_polygraphy()
+    except MissingDependencyError as error:
+        raise DeviceNeededError(
+            f"TensorRT engines are built on the device, and {error.module} is not installed here.",
+            str(onnx),
+            f"pip install 'mimiq-deploy[{error.extra}]' && {command}",
+        ) from error
+    try:
+        return CudaRuntime().device()
+    except MissingDependencyError as error:
+        raise DeviceNeededError(
+            f"TensorRT engines are built on the device, and {error.module} is not installed here.",
+            str(onnx),
+            f"pip install 'mimiq-deploy[{error.extra}]' && {command}",
+        ) from error
+    except EngineError as error:
+        raise DeviceNeededError(str(error), str(onnx), command) from error
+
+
+def _build(
+    onnx: Path, options: BuildOptions, timing_cache: Path, device: CudaDevice
+) -> tuple[EngineRecord, bytes]:
+    built = build_engine(onnx, options, timing_cache=timing_cache)
+    record = EngineRecord(
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        device=device,
+        libraries=_libraries(),
+        onnx=str(onnx),
+        onnx_sha256=sha256_of(onnx),
+        options=options,
+        profile=built.profile,
+        timing_cache_sha256=sha256_of(timing_cache) if timing_cache.is_file() else None,
+        build_seconds=round(built.seconds, 3),
+        weights="stripped" if options.strip_weights else "in the plan",
+        plan=_file_record(built.plan),
+        precision=built.precision,
+    )
+    return record, built.plan
+
+
+def _refit(folder: Path, onnx: Path) -> tuple[EngineRecord, bytes]:
+    record = read_engine_record(folder / PLAN)
+    if record is None or not (folder / PLAN).is_file():
+        raise InvalidInputError(
+            f"Expected an engine to refit in {folder}, and there is none; build it without --refit."
+        )
+    plan = refit_plan(
+        (folder / PLAN).read_bytes(), onnx, version_compatible=record.options.version_compatible
+    )
+    changes = {
+        "weights": f"refitted from {sha256_of(onnx)}",
+        "onnx": str(onnx),
+        "onnx_sha256": sha256_of(onnx),
+        "plan": _file_record(plan),
+    }
+    return record.model_copy(update=changes), plan
+
+
+def _libraries() -> dict[str, str]:
+    tensorrt = import_tensorrt().__version__
+    return {"tensorrt": tensorrt, **library_versions(["polygraphy", "cuda-python"])}
+
+
+def _file_record(content: bytes) -> FileRecord:
+    import hashlib
+
+    return FileRecord(sha256=hashlib.sha256(content).hexdigest(), bytes=len(content))

@@ -1,0 +1,203 @@
+"""``mimiq-deploy build`` where there is no TensorRT, and, marked ``trt``, where there is."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+import sys
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from _helpers.runs import make_run, write_classifier
+from _helpers.tiny_classifiers import images, save_model
+from click.testing import CliRunner, Result
+
+from mimiq_deploy.building import build_command, build_model
+from mimiq_deploy.cli import cli
+from mimiq_deploy.engine_models import engine_model
+from mimiq_runtime.engine_record import BuildOptions, HardwareCompatibility
+from mimiq_runtime.errors import EngineError, RunDirectoryError
+from mimiq_runtime.session import TimedOnDevice, open_session
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from mimiq_runtime.run_directory import RunDirectory
+
+
+def build(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(cli, ["build", *map(str, arguments)])
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDirectory:
+    """A run that was exported for TensorRT."""
+    run = make_run(tmp_path / "run")
+    write_classifier(run.path("export/trt/model.onnx"))
+    run.record_files("export/trt/model.onnx")
+    return run
+
+
+@pytest.fixture
+def no_tensorrt(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+
+
+@pytest.mark.usefixtures("no_tensorrt")
+class TestWithoutTensorRT:
+    def test_a_run_ends_with_its_onnx_and_the_command(self, run: RunDirectory) -> None:
+        result = build(run.root, "--max-batch", "64", "--version-compatible")
+        assert result.exit_code == 3, result.output
+        assert f"ONNX: {run.path('export/trt/model.onnx')}" in result.output
+        command = result.output.splitlines()[-1].strip()
+        install, _, rebuild = command.partition(" && ")
+        assert install == "pip install 'mimiq-deploy[trt]'"
+        assert shlex.split(rebuild) == [
+            *("mimiq-deploy", "build", str(run.root), "--engine", "trt"),
+            *("--max-batch", "64", "--version-compatible"),
+        ]
+
+    def test_the_command_is_one_that_is_understood(self, run: RunDirectory) -> None:
+        """Given back to the command line, it comes to the same end."""
+        arguments = ["--strip-weights", "--hardware-compatibility", "ampere-plus", "--target"]
+        first = build(run.root, *arguments, "ort-cpu")
+        command = shlex.split(first.output.splitlines()[-1].partition("&& ")[2])
+        assert CliRunner().invoke(cli, command[1:]).output == first.output
+
+    def test_json(self, run: RunDirectory) -> None:
+        result = build(run.root, "--json")
+        assert result.exit_code == 3
+        assert set(json.loads(result.stdout)) == {"reason", "onnx", "command"}
+
+    def test_an_onnx_file(self, tmp_path: Path) -> None:
+        onnx = save_model(tmp_path / "my model.onnx")
+        result = build(onnx, "--output", tmp_path / "out")
+        assert result.exit_code == 3
+        assert f"build '{onnx}' --engine trt --output {tmp_path / 'out'}" in result.output
+
+    def test_nothing_is_written(self, run: RunDirectory) -> None:
+        before = sorted(run.root.rglob("*"))
+        build(run.root)
+        assert sorted(run.root.rglob("*")) == before
+
+    def test_a_run_that_was_not_exported_comes_first(self, tmp_path: Path) -> None:
+        run = make_run(tmp_path / "run")
+        result = build(run.root)
+        assert result.exit_code == 2
+        assert f"run mimiq-deploy export {run.root} --target trt first" in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--min-batch", "9"], "1 <= min <= opt <= max, got 9, 8 and 32"),
+        (["--min-batch", "0"], "got 0, 8 and 32"),
+        (["--workspace-mib", "0"], "at least 1 MiB, got 0"),
+        (["--optimization-level", "6"], "must be 0 to 5, got 6"),
+        (["--output", "elsewhere"], "written into the run"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(
+    arguments: list[str], words: str, run: RunDirectory
+) -> None:
+    result = build(run.root, *arguments)
+    assert result.exit_code == 2, result.output
+    assert words in result.output
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    result = build(tmp_path / "nowhere.onnx")
+    assert result.exit_code == 2
+    assert "nowhere.onnx is not one" in result.output
+
+
+def test_every_option_is_in_the_command(tmp_path: Path) -> None:
+    options = BuildOptions(
+        min_batch=2,
+        opt_batch=4,
+        max_batch=6,
+        workspace_mib=512,
+        optimization_level=5,
+        version_compatible=True,
+        hardware_compatibility=HardwareCompatibility.AMPERE_PLUS,
+        refittable=True,
+        strip_weights=True,
+        tf32=True,
+    )
+    command = build_command(tmp_path, options)
+    for name in BuildOptions.model_fields:
+        assert f"--{name.replace('_', '-')}" in command
+
+
+@pytest.mark.usefixtures("no_tensorrt")
+def test_the_file_of_an_engine(run: RunDirectory) -> None:
+    assert engine_model(run, "ort-trt") == run.path("export/trt/model.onnx")
+    assert engine_model(run, "ort-cpu") == run.path("export/ort-cpu/model.onnx")
+    with pytest.raises(RunDirectoryError, match="--target openvino first"):
+        engine_model(run, "openvino")
+    with pytest.raises(RunDirectoryError, match="--target fp32 first"):
+        engine_model(run, "ort-cpu", target="fp32")
+
+
+@pytest.mark.trt
+class TestOnTheDevice:
+    """With TensorRT and a GPU; the model has one quantized product and one in floating point."""
+
+    OPTIONS = BuildOptions(min_batch=1, opt_batch=2, max_batch=4, optimization_level=0)
+
+    def test_the_engine_answers_as_onnxruntime_does(self, run: RunDirectory) -> None:
+        record, plan = build_model(run.root, self.OPTIONS, allow_floating_point=True)
+        assert [proof.product for proof in record.precision.products] == ["body/MatMul"]
+        assert record.precision.layers
+        assert plan == engine_model(type(run).open(run.root), "trt")
+        with (
+            open_session("trt", plan) as tested,
+            open_session("ort-cpu", run.path("export/trt/model.onnx")) as reference,
+        ):
+            for batch in (1, 4, 2):
+                given = images(batch, 3, 8, 8)
+                # The sums over 64 pixels are taken in another order; a code may flip by it.
+                np.testing.assert_allclose(
+                    tested.run(given), reference.run(given), atol=4.0 / 127 + 1e-3
+                )
+            assert isinstance(tested, TimedOnDevice)
+            times = tested.device_times()
+            assert 0 < times.compute_ms < times.total_ms
+
+    def test_a_stripped_engine_is_refitted(self, run: RunDirectory) -> None:
+        options = self.OPTIONS.model_copy(update={"strip_weights": True})
+        _, plan = build_model(run.root, options, allow_floating_point=True)
+        with pytest.raises(EngineError, match="without its weights"):
+            open_session("trt", plan)
+        record, plan = build_model(run.root, options, refit=True, allow_floating_point=True)
+        assert record.weights.startswith("refitted from ")
+        with open_session("trt", plan) as session:
+            assert session.run(images(2, 3, 8, 8)).shape == (2, 3)
+
+    def test_a_second_build_reads_the_timing_cache(self, run: RunDirectory) -> None:
+        first, _ = build_model(run.root, self.OPTIONS, allow_floating_point=True)
+        second, plan = build_model(run.root, self.OPTIONS, allow_floating_point=True)
+        assert first.timing_cache_sha256 is not None
+        assert second.timing_cache_sha256 is not None
+        assert (plan.parents[1] / "timing.cache").is_file()
+
+    def test_a_damaged_plan_is_one_sentence(self, run: RunDirectory) -> None:
+        _, plan = build_model(run.root, self.OPTIONS, allow_floating_point=True)
+        plan.write_bytes(plan.read_bytes()[:100])
+        with pytest.raises(EngineError, match="cannot load the engine"):
+            open_session("trt", plan)
+
+    def test_an_onnx_that_cannot_be_parsed_is_one_sentence(self, tmp_path: Path) -> None:
+        result = build(save_model(tmp_path / "model.onnx", operator="NoSuchOperator"))
+        assert result.exit_code == 2
+        assert "TensorRT cannot parse" in result.output
+
+    def test_an_engine_without_int8_is_refused(self, run: RunDirectory, tmp_path: Path) -> None:
+        onnx = tmp_path / "float.onnx"
+        shutil.copy(save_model(tmp_path / "model.onnx"), onnx)
+        result = build(onnx, "--optimization-level", "0")
+        assert result.exit_code == 1, result.output
+        assert "rejected.json" in result.output
+        assert build(onnx, "--optimization-level", "0", "--allow-floating-point").exit_code == 0
