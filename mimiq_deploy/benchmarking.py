@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from mimiq_deploy.exporting import BASELINE, onnx_path
+from mimiq_deploy.engine_models import engine_model
+from mimiq_deploy.exporting import BASELINE, HALF_BASELINE, onnx_path
 from mimiq_runtime.benchmark import BenchmarkReport, benchmark_sessions
+from mimiq_runtime.benchmark_compare import compare_benchmarks, read_benchmark
+from mimiq_runtime.memory_probe import PeakMemory, measure_peak_memory
 from mimiq_runtime.progress import progress_bar
-from mimiq_runtime.session import open_session
+from mimiq_runtime.session import needs_gpu, open_session
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from mimiq_runtime.run_directory import RunDirectory
 
@@ -28,39 +32,97 @@ def benchmark_run(
     threads: int | None,
     rounds: int,
     seconds: float | None,
+    baselines: Sequence[str] = (),
+    compare: Path | None = None,
+    tolerance: float = 0.1,
 ) -> BenchmarkReport:
-    """Time engines in turn with the FP32 ONNX of the same model; write ``bench.json``.
+    """Time engines in turn with the unquantized model; write ``bench.json``.
 
     Args:
         run: A run that was exported for each engine.
-        engines: Names of the engines.
+        engines: Names of the engines; the baselines run in the first one.
         batch_sizes: Images in one call.
         threads: CPU threads of an engine; None for all cores.
         rounds: Timed calls of each session and batch size.
         seconds: End the rounds of a batch size after this time.
+        baselines: Exports that the engines are compared with, the first one by ratios; ``fp32``
+            if empty, and ``fp16`` where a GPU runs and there is one.
+        compare: An older ``bench.json`` that speedups may not fall behind.
+        tolerance: Share of the older speedup that may be lost.
 
     Raises:
-        InvalidInputError: The run is not exported, or a number is out of range.
+        InvalidInputError: The run is not exported, a number is out of range, or the older
+            benchmark cannot be compared.
     """
+    # Read first: it may be the file that is written at the end.
+    older = read_benchmark(compare) if compare is not None else None
+    models = _models(run, list(dict.fromkeys(engines)), list(dict.fromkeys(baselines)))
+    input_shape = run.manifest.preprocessing.input_size
     with contextlib.ExitStack() as stack:
-        sessions = {}
-        # The baseline runs in the first engine: the ratio is that of the models alone.
-        for name, engine, target in [
-            (f"{BASELINE} in {engines[0]}", engines[0], BASELINE),
-            *((f"{run.manifest.bits} in {engine}", engine, engine) for engine in engines),
-        ]:
-            model = run.existing(
-                onnx_path(target), made_by=f"mimiq-deploy export {run.root} --target {engine}"
-            )
-            sessions[name] = stack.enter_context(open_session(engine, model, threads=threads))
+        sessions = {
+            name: stack.enter_context(open_session(engine, model, threads=threads))
+            for name, (engine, model) in models.items()
+        }
         with progress_bar("benchmark", rounds * len(batch_sizes)) as advance:
             report = benchmark_sessions(
                 sessions,
                 batch_sizes=batch_sizes,
-                input_shape=run.manifest.preprocessing.input_size,
+                input_shape=input_shape,
                 rounds=rounds,
                 seconds=seconds,
+                watch_gpu=any(needs_gpu(engine) for engine in engines),
                 advance=advance,
             )
+    additions: dict[str, Any] = {"memory": _memory(models, batch_sizes, input_shape, threads)}
+    if older is not None:
+        additions["comparison"] = compare_benchmarks(
+            report, older, against=str(compare), tolerance=tolerance
+        )
+    report = report.model_copy(update=additions)
     run.write_json(REPORT, report.model_dump(mode="json"))
     return report
+
+
+def _models(
+    run: RunDirectory, engines: Sequence[str], baselines: Sequence[str]
+) -> dict[str, tuple[str, Path]]:
+    """Engine and file of each session by its name, the baselines first.
+
+    The baselines run in the first engine: the ratio is that of the models alone.
+    """
+    first = engines[0]
+    models = {
+        f"{target} in {first}": (first, engine_model(run, first, target=target))
+        for target in baselines or _usual_baselines(run, first)
+    }
+    for engine in engines:
+        models[f"{run.manifest.bits} in {engine}"] = (engine, engine_model(run, engine))
+    return models
+
+
+def _usual_baselines(run: RunDirectory, engine: str) -> list[str]:
+    if not needs_gpu(engine):
+        return [BASELINE]
+    # On a GPU half precision is what INT8 has to beat.
+    there = onnx_path(HALF_BASELINE) in run.manifest.files
+    return [BASELINE, HALF_BASELINE] if there else [BASELINE]
+
+
+def _memory(
+    models: dict[str, tuple[str, Path]],
+    batch_sizes: Sequence[int],
+    input_shape: tuple[int, int, int],
+    threads: int | None,
+) -> list[PeakMemory]:
+    return [
+        row
+        for name, (engine, model) in models.items()
+        for row in measure_peak_memory(
+            name,
+            engine,
+            model,
+            batch_sizes=batch_sizes,
+            input_shape=input_shape,
+            threads=threads,
+        )
+    ]

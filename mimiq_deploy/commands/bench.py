@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -15,9 +16,10 @@ from mimiq_deploy.commands.options import (
 )
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from mimiq_runtime.benchmark import BenchmarkComparison, BenchmarkReport
 
-    from mimiq_runtime.benchmark import BenchmarkReport
+REGRESSED = 1
+"""Exit code when a speedup is lost by more than the tolerance."""
 
 
 @click.command(short_help="Measure latency and throughput beside the baselines")
@@ -35,19 +37,46 @@ if TYPE_CHECKING:
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads; all cores without it.")
 @click.option("--rounds", default=50, show_default=True, type=click.IntRange(min=1))
 @click.option("--seconds", type=float, help="End a batch size after this time.")
+@click.option(
+    "--baseline",
+    "baselines",
+    multiple=True,
+    metavar="TARGET",
+    help="An export to compare with, in the first engine; repeatable, ratios are over the first. "
+    "fp32 without it, and on a GPU fp16 where it is exported.",
+)
+@click.option(
+    "--compare",
+    type=click.Path(path_type=Path),
+    metavar="BENCH_JSON",
+    help="Gate: an older bench.json whose speedups must be kept.",
+)
+@click.option(
+    "--tolerance",
+    default=0.1,
+    show_default=True,
+    type=float,
+    help="With --compare: share of the older speedup that may be lost.",
+)
 @json_option
+@click.pass_context
 def bench(
+    context: click.Context,
     run: Path,
     engines: tuple[str, ...],
     batch_sizes: tuple[int, ...],
     threads: int | None,
     rounds: int,
     seconds: float | None,
+    baselines: tuple[str, ...],
+    compare: Path | None,
+    tolerance: float,
     as_json: bool,
 ) -> None:
     """Time the engines of RUN in turn with the FP32 ONNX of the same model.
 
-    The result is written to bench.json in the run. Ratios above 1 mean faster than FP32.
+    The result is written to bench.json in the run. Ratios above 1 mean faster than the baseline.
+    Exit code 1 when --compare finds a regression.
     """
     from mimiq_deploy.benchmarking import benchmark_run
     from mimiq_runtime.run_directory import RunDirectory
@@ -59,21 +88,28 @@ def bench(
         threads=threads,
         rounds=rounds,
         seconds=seconds,
+        baselines=baselines,
+        compare=compare,
+        tolerance=tolerance,
     )
     if as_json:
         print_json(report.model_dump(mode="json"))
     else:
         _print(report)
+    if report.comparison is not None and not report.comparison.passed:
+        context.exit(REGRESSED)
 
 
 def _print(report: BenchmarkReport) -> None:
     from rich.table import Table
 
-    machine = ", ".join(f"{key} {value}" for key, value in report.machine.items())
+    memory = {(row.session, row.batch_size): row.peak_rss_mib for row in report.memory}
     table = Table(
-        "batch", "model", "p50 ms", "p90 ms", "p99 ms", "images/s", "times as fast", "95 % interval"
+        *("batch", "model", "p50 ms", "p90 ms", "p99 ms", "images/s"),
+        *("times as fast", "95 % interval", "peak MiB"),
     )
     for row in report.rows:
+        peak = memory.get((row.session, row.batch_size))
         table.add_row(
             str(row.batch_size),
             row.session,
@@ -83,7 +119,40 @@ def _print(report: BenchmarkReport) -> None:
             f"{row.images_per_second:.1f}",
             f"{row.speedup.median:.2f}",
             f"{row.speedup.low:.2f} to {row.speedup.high:.2f}",
+            "-" if peak is None else f"{peak:.0f}",
         )
     console = output_console()
     console.print(table)
-    console.print(machine)
+    _print_device(report)
+    if report.comparison is not None:
+        _print_comparison(report.comparison)
+    console.print(", ".join(f"{key} {value}" for key, value in report.machine.items()))
+
+
+def _print_device(report: BenchmarkReport) -> None:
+    """What the device itself measured, where it did."""
+    console = output_console()
+    for row in report.rows:
+        if row.device is not None:
+            console.print(
+                f"batch {row.batch_size}, {row.session}, by events of the device: p50 "
+                f"{row.device.compute_p50_ms:.3f} ms without copies, "
+                f"{row.device.total_p50_ms:.3f} ms with them"
+            )
+    for load in report.gpu:
+        console.print(
+            f"batch {load.batch_size}, GPU: {load.power_w} W, {load.sm_clock_mhz} MHz "
+            f"(lowest {load.sm_clock_min_mhz}), {load.temperature_c} C, {load.samples} samples"
+        )
+
+
+def _print_comparison(comparison: BenchmarkComparison) -> None:
+    console = output_console()
+    for change in comparison.changes:
+        verdict = "REGRESSED" if change.regressed else "kept"
+        console.print(
+            f"batch {change.batch_size}, {change.session}: {change.old_speedup:.2f} times as fast "
+            f"before, {change.new_speedup:.2f} now ({100 * change.change:+.1f} %) {verdict}"
+        )
+    if not comparison.same_machine:
+        console.print(f"{comparison.against} was measured on another machine.")

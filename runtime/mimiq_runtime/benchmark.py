@@ -7,22 +7,34 @@ ratios carry a confidence interval.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import TYPE_CHECKING
 
 import numpy as np
+from pydantic import Field
 
 from mimiq_runtime.errors import InvalidInputError
+from mimiq_runtime.gpu_monitor import GpuLoad, GpuMonitor
 from mimiq_runtime.machine import describe_machine
+from mimiq_runtime.memory_probe import PeakMemory
 from mimiq_runtime.schema import Schema
-from mimiq_runtime.session import Session, SessionInfo
+from mimiq_runtime.session import DeviceTimes, Session, SessionInfo, TimedOnDevice
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
-__all__ = ["BenchmarkReport", "BenchmarkRow", "Speedup", "benchmark_sessions"]
+__all__ = [
+    "BenchmarkChange",
+    "BenchmarkComparison",
+    "BenchmarkReport",
+    "BenchmarkRow",
+    "DeviceLatency",
+    "Speedup",
+    "benchmark_sessions",
+]
 
 # Fewer rounds than these say nothing, whatever the time limit.
 _MIN_ROUNDS = 3
@@ -43,6 +55,26 @@ class Speedup(Schema):
     high: float
 
 
+class DeviceLatency(Schema):
+    """Latency by events of the device, in milliseconds: percentiles over the rounds.
+
+    Attributes:
+        compute_p50_ms: Median of the network alone, its input on the device.
+        compute_p90_ms: 90th percentile of it.
+        compute_p99_ms: 99th percentile of it.
+        total_p50_ms: Median with the copies to the device and back.
+        total_p90_ms: 90th percentile of it.
+        total_p99_ms: 99th percentile of it.
+    """
+
+    compute_p50_ms: float
+    compute_p90_ms: float
+    compute_p99_ms: float
+    total_p50_ms: float
+    total_p90_ms: float
+    total_p99_ms: float
+
+
 class BenchmarkRow(Schema):
     """One session at one batch size.
 
@@ -56,6 +88,7 @@ class BenchmarkRow(Schema):
         p99_ms: 99th percentile; from less than a hundred rounds it is close to the slowest call.
         images_per_second: ``batch_size / mean latency``.
         speedup: Against the first session in the same rounds.
+        device: By events of the device, for sessions that have them.
     """
 
     session: str
@@ -67,6 +100,45 @@ class BenchmarkRow(Schema):
     p99_ms: float
     images_per_second: float
     speedup: Speedup
+    device: DeviceLatency | None = None
+
+
+class BenchmarkChange(Schema):
+    """One session at one batch size, then and now.
+
+    Attributes:
+        session: Name of the session.
+        batch_size: Images in one call.
+        old_speedup: Median speedup over the baseline in the older benchmark.
+        new_speedup: The same now.
+        change: ``new / old - 1``; below 0 is slower.
+        regressed: Whether it is slower by more than the tolerance.
+    """
+
+    session: str
+    batch_size: int
+    old_speedup: float
+    new_speedup: float
+    change: float
+    regressed: bool
+
+
+class BenchmarkComparison(Schema):
+    """A benchmark against an older one.
+
+    Attributes:
+        against: Where the older one came from.
+        tolerance: Share of the old speedup that may be lost.
+        same_machine: Whether CPU, cores and INT8 instructions are the same.
+        changes: The rows that both have.
+        passed: Whether none has regressed.
+    """
+
+    against: str
+    tolerance: float
+    same_machine: bool
+    changes: list[BenchmarkChange]
+    passed: bool
 
 
 class BenchmarkReport(Schema):
@@ -80,6 +152,10 @@ class BenchmarkReport(Schema):
         warmup: Calls of each session before the clock was started, for each batch size.
         seed: Seed of the images and of the bootstrap.
         rows: By batch size, then by session, both in the order given.
+        memory: Peak memory of each session and batch size, each in a process of its own; empty
+            when it was not measured.
+        gpu: What the GPU did at each batch size; empty without one.
+        comparison: Against an older benchmark, when one was given.
     """
 
     machine: dict[str, str]
@@ -89,6 +165,9 @@ class BenchmarkReport(Schema):
     warmup: int
     seed: int
     rows: list[BenchmarkRow]
+    memory: list[PeakMemory] = Field(default_factory=list)
+    gpu: list[GpuLoad] = Field(default_factory=list)
+    comparison: BenchmarkComparison | None = None
 
 
 def benchmark_sessions(
@@ -100,6 +179,7 @@ def benchmark_sessions(
     warmup: int = 10,
     seconds: float | None = None,
     seed: int = 0,
+    watch_gpu: bool = False,
     advance: Callable[[int, str], None] | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> BenchmarkReport:
@@ -113,6 +193,7 @@ def benchmark_sessions(
         warmup: Calls of each session before them.
         seconds: End the rounds of a batch size after this time, but not before the third round.
         seed: Seed of the standard normal images and of the bootstrap.
+        watch_gpu: Whether to ask ``nvidia-smi`` for power and clocks during the rounds.
         advance: Told ``(rounds, note)`` as rounds are done, ``rounds * len(batch_sizes)`` in all.
         clock: Gives the time in seconds.
 
@@ -125,6 +206,7 @@ def benchmark_sessions(
     """
     _check(sessions, batch_sizes, rounds=rounds, warmup=warmup, seconds=seconds)
     rows: list[BenchmarkRow] = []
+    loads: list[GpuLoad | None] = []
     for batch_size in batch_sizes:
         # Never zeros: some engines take short cuts through them, and no photograph is black.
         images = np.random.default_rng(seed).standard_normal(
@@ -133,17 +215,19 @@ def benchmark_sessions(
         for session in sessions.values():
             for _ in range(warmup):
                 session.run(images)
-        latencies = _time_rounds(
-            list(sessions.values()),
-            images,
-            rounds=rounds,
-            seconds=seconds,
-            clock=clock,
-            advance=advance,
-        )
+        with GpuMonitor() if watch_gpu else contextlib.nullcontext() as monitor:
+            latencies, device_times = _time_rounds(
+                list(sessions.values()),
+                images,
+                rounds=rounds,
+                seconds=seconds,
+                clock=clock,
+                advance=advance,
+            )
+        loads.append(monitor.load(batch_size) if monitor is not None else None)
         rows += [
-            _row(name, batch_size, own, latencies[0], seed=seed)
-            for name, own in zip(sessions, latencies, strict=True)
+            _row(name, batch_size, own, latencies[0], times, seed=seed)
+            for name, own, times in zip(sessions, latencies, device_times, strict=True)
         ]
     return BenchmarkReport(
         machine=describe_machine(),
@@ -153,6 +237,7 @@ def benchmark_sessions(
         warmup=warmup,
         seed=seed,
         rows=rows,
+        gpu=[load for load in loads if load is not None],
     )
 
 
@@ -186,9 +271,10 @@ def _time_rounds(
     seconds: float | None,
     advance: Callable[[int, str], None] | None,
     clock: Callable[[], float],
-) -> NDArray[np.float64]:
-    """Latencies in seconds (sessions, rounds)."""
+) -> tuple[NDArray[np.float64], list[list[DeviceTimes]]]:
+    """Latencies in seconds (sessions, rounds), and the device's own times of those that tell."""
     latencies: list[list[float]] = []
+    device_times: list[list[DeviceTimes]] = [[] for _ in sessions]
     end = float("inf") if seconds is None else clock() + seconds
     while len(latencies) < rounds and (len(latencies) < _MIN_ROUNDS or clock() < end):
         row = [0.0] * len(sessions)
@@ -197,12 +283,15 @@ def _time_rounds(
             sessions[index].run(images)
             # A clock may stand still over a very short call.
             row[index] = max(clock() - start, 1e-9)
+            session = sessions[index]
+            if isinstance(session, TimedOnDevice):
+                device_times[index].append(session.device_times())
         latencies.append(row)
         if advance is not None:
             advance(1, f"batch {len(images)}")
     if advance is not None and len(latencies) < rounds:
         advance(rounds - len(latencies), f"batch {len(images)}")
-    return np.asarray(latencies, dtype=np.float64).T
+    return np.asarray(latencies, dtype=np.float64).T, device_times
 
 
 def _order(round_index: int, count: int) -> list[int]:
@@ -220,6 +309,7 @@ def _row(
     batch_size: int,
     latencies: NDArray[np.float64],
     baseline: NDArray[np.float64],
+    device_times: Sequence[DeviceTimes],
     *,
     seed: int,
 ) -> BenchmarkRow:
@@ -234,6 +324,19 @@ def _row(
         p99_ms=float(p99),
         images_per_second=float(batch_size / latencies.mean()),
         speedup=_speedup(baseline / latencies, seed=seed),
+        device=_device_latency(device_times) if device_times else None,
+    )
+
+
+def _device_latency(times: Sequence[DeviceTimes]) -> DeviceLatency:
+    compute, total = np.percentile(np.asarray(times), [50, 90, 99], axis=0).T
+    return DeviceLatency(
+        compute_p50_ms=float(compute[0]),
+        compute_p90_ms=float(compute[1]),
+        compute_p99_ms=float(compute[2]),
+        total_p50_ms=float(total[0]),
+        total_p90_ms=float(total[1]),
+        total_p99_ms=float(total[2]),
     )
 
 

@@ -136,15 +136,73 @@ def test_a_changed_scale_fails_the_parity_gate(run: Path, pictures: Path, tmp_pa
     assert wrong["sqnr_db"] < 50
 
 
+def bench(run: Path, *arguments: str | Path) -> tuple[int, dict[str, Any]]:
+    given = ["--batch-size", "2", "--rounds", "5", "--threads", "1", "--json", *arguments]
+    result = invoke("bench", run, *given)
+    assert result.exit_code in (0, 1), result.output
+    return result.exit_code, json.loads(result.stdout)
+
+
 def test_bench_measures_both_models(run: Path) -> None:
-    result = invoke("bench", run, "--batch-size", "2", "--rounds", "5", "--threads", "1", "--json")
-    assert result.exit_code == 0, result.output
-    report = json.loads(result.stdout)
+    code, report = bench(run)
+    assert code == 0
     assert [row["batch_size"] for row in report["rows"]] == [2, 2]
     baseline, quantized = report["rows"]
     assert baseline["speedup"]["median"] == 1
     assert 0 < quantized["p50_ms"] <= quantized["p99_ms"]
+    memory = [row["peak_rss_mib"] for row in report["memory"]]
+    assert len(memory) == 2
+    assert min(memory) > 10
     assert json.loads((run / "bench.json").read_text()) == report
+
+
+def test_bench_of_a_model_against_itself_and_against_the_past(run: Path, tmp_path: Path) -> None:
+    """The exported file is its own baseline; an older report that promised more fails the gate."""
+    code, report = bench(run, "--baseline", "ort-cpu")
+    assert code == 0
+    baseline, same = report["rows"]
+    digests = {info["model_sha256"] for info in report["sessions"].values()}
+    assert len(digests) == 1
+    assert (baseline["session"], report["baseline"]) == ("ort-cpu in ort-cpu",) * 2
+    # Five rounds beside other tests: only what no noise can do is a fault.
+    assert 0.2 < same["speedup"]["median"] < 5
+    older = tmp_path / "older.json"
+    for promise, expected in ((0.01, 0), (100.0, 1)):
+        same["speedup"]["median"] = promise
+        older.write_text(json.dumps(report))
+        code, newer = bench(run, "--baseline", "ort-cpu", "--compare", older)
+        assert code == expected
+        assert newer["comparison"]["passed"] is (expected == 0)
+        assert newer["comparison"]["changes"][0]["old_speedup"] == promise
+
+
+def test_openvino_runs_what_was_exported_for_it(run: Path, pictures: Path, tmp_path: Path) -> None:
+    """Two engines side by side: in parity, in accuracy, in the benchmark."""
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    # What is exported for ONNX Runtime is valid for OpenVINO, too.
+    for name in ("model.onnx", "reference.safetensors"):
+        (copy / "export" / "openvino").mkdir(exist_ok=True)
+        shutil.copy(copy / "export" / "ort-cpu" / name, copy / "export" / "openvino" / name)
+        RunDirectory.open(copy).record_files(f"export/openvino/{name}")
+    engines = ["--engine", "ort-cpu", "--engine", "openvino"]
+    code, report = validate(copy, *engines, "--data", pictures, "--min-agreement", "0.95")
+    assert code == 0, report
+    openvino = report["engines"]["openvino"]
+    products = openvino["session"]["products"]
+    assert openvino["session"]["precision"] == "f32"
+    graph = onnx.load(copy / "export" / "openvino" / "model.onnx").graph
+    named = [node for node in graph.node if node.op_type in ("Conv", "Gemm", "MatMul")]
+    assert sum(products.values()) == len(named)
+    # Probabilities have a zero point in this export at 8 bits: OpenVINO leaves them in f32.
+    assert products["i8"] >= 0.8 * len(named), products
+    assert openvino["accuracy"]["top1"] == pytest.approx(
+        report["engines"]["ort-cpu"]["accuracy"]["top1"], abs=0.05
+    )
+    code, measured = bench(copy, *engines, "--engine", "openvino")
+    assert [row["session"].rpartition(" ")[2] for row in measured["rows"]] == [
+        *("ort-cpu", "ort-cpu", "openvino")
+    ]
 
 
 def test_predict_and_inspect_read_the_run(run: Path, pictures: Path) -> None:

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import pytest
 import scipy.stats
+from _helpers.tiny_classifiers import save_model
 
+from mimiq_runtime import benchmark
 from mimiq_runtime.benchmark import BenchmarkReport, _order, _speedup, benchmark_sessions
-from mimiq_runtime.errors import InvalidInputError
-from mimiq_runtime.session import SessionInfo
+from mimiq_runtime.benchmark_compare import compare_benchmarks, read_benchmark
+from mimiq_runtime.errors import EngineError, InvalidInputError
+from mimiq_runtime.gpu_monitor import GpuLoad, GpuMonitor
+from mimiq_runtime.memory_probe import measure_peak_memory, peak_rss_mib
+from mimiq_runtime.session import DeviceTimes, SessionInfo
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
 SHAPE = (3, 4, 4)
 
@@ -193,3 +200,220 @@ def test_bad_arguments_are_refused(arguments: dict[str, Any], expected: str) -> 
 def test_no_sessions_are_refused() -> None:
     with pytest.raises(InvalidInputError, match="at least one session"):
         Bench().run()
+
+
+class DeviceSession(FakeSession):
+    """Also has times of its device: compute in 1, 2, ... ms, and as much again for the copies."""
+
+    def device_times(self) -> DeviceTimes:
+        calls = len(self.images)
+        return DeviceTimes(compute_ms=float(calls), total_ms=2.0 * calls)
+
+
+def test_times_of_the_device_by_hand() -> None:
+    bench = Bench(host=lambda _: 1e-3)
+    bench.sessions["device"] = DeviceSession("device", bench.clock, bench.log, lambda _: 1e-3)
+    host, device = bench.run(rounds=9).rows
+    assert host.device is None
+    assert device.device is not None
+    assert (device.device.compute_p50_ms, device.device.total_p50_ms) == (5, 10)
+    # Calls of 1 to 9 ms: linear interpolation between the order statistics.
+    assert device.device.compute_p90_ms == pytest.approx(8.2)
+    assert device.device.total_p99_ms == pytest.approx(2 * 8.92)
+
+
+@pytest.mark.parametrize("penalty", [0.0, 0.3], ids=["fair", "the second call is slower"])
+def test_a_model_against_itself_gives_an_interval_that_contains_one(
+    penalty: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two sessions of one distribution, on a machine that slows down and speeds up.
+
+    A 95 % interval misses 1 in 5 % of all benchmarks: of 40, more than 7 would be a fault
+    (binomial, p < 0.1 %). Who goes second may be slower; the turns cancel it.
+    """
+    monkeypatch.setattr(benchmark, "_RESAMPLES", 200)
+    missed = 0
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        bench = Bench(a=lambda _: 0.0, b=lambda _: 0.0)
+
+        def latency(call: int, bench: Bench = bench, rng: np.random.Generator = rng) -> float:
+            turn = len(bench.log)
+            drift = 1 + 0.5 * np.sin(turn / 15)
+            return float(1e-3 * drift * rng.lognormal(0, 0.1) * (1 + penalty * (turn % 2)))
+
+        for session in bench.sessions.values():
+            session.latency = latency
+        speedup = bench.run(rounds=50).rows[1].speedup
+        missed += not speedup.low <= 1 <= speedup.high
+    assert missed <= 7
+
+
+def test_peak_memory_is_that_of_a_process_of_its_own(tmp_path: Path) -> None:
+    """The larger batch needs more; the memory that this process holds is not counted."""
+    ballast = np.ones(2**27, dtype=np.uint8)
+    model = save_model(tmp_path / "model.onnx", shape=("N", 3, 256, 256))
+    rows = measure_peak_memory(
+        "tiny", "ort-cpu", model, batch_sizes=[64, 1], input_shape=(3, 256, 256), threads=1
+    )
+    assert [(row.session, row.batch_size) for row in rows] == [("tiny", 1), ("tiny", 64)]
+    images_mib = 63 * 3 * 256 * 256 * 4 / 2**20
+    assert rows[1].peak_rss_mib > rows[0].peak_rss_mib + images_mib
+    assert ballast.nbytes / 2**20 + rows[0].peak_rss_mib < peak_rss_mib() + 2**10
+    assert 5 < rows[0].peak_rss_mib < 1000
+
+
+def test_memory_that_cannot_be_measured_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match=r"memory of tiny .*nowhere\.onnx is not one"):
+        measure_peak_memory(
+            "tiny",
+            "ort-cpu",
+            tmp_path / "nowhere.onnx",
+            batch_sizes=[1],
+            input_shape=(3, 4, 4),
+            threads=1,
+        )
+
+
+@pytest.fixture
+def nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A program of this name that prints what it is given, and goes on until it is stopped."""
+    program = tmp_path / "bin" / "nvidia-smi"
+    program.parent.mkdir()
+    monkeypatch.setenv("PATH", str(program.parent), prepend=":")
+    return program
+
+
+def write_program(program: Path, *lines: str) -> None:
+    text = "".join(f"echo '{line}'\n" for line in lines)
+    program.write_text(f"#!/bin/sh\n{text}touch {program.parent}/ready\nexec sleep 60\n")
+    program.chmod(0o755)
+
+
+def wait_for(program: Path) -> None:
+    """Until it has printed its lines; 5 seconds at most."""
+    for _ in range(500):
+        if (program.parent / "ready").exists():
+            return
+        time.sleep(0.01)
+
+
+def watch(program: Path) -> GpuLoad | None:
+    with GpuMonitor() as monitor:
+        wait_for(program)
+    return monitor.load(8)
+
+
+def test_power_and_clocks_by_hand(nvidia_smi: Path) -> None:
+    write_program(
+        nvidia_smi,
+        "100.0, 1500, 2600, 40, 1000",
+        "200.0, 1800, 2600, 50, 3000",
+        "[N/A], 900, 2600, 45, 2000",
+        "cut o",
+    )
+    assert watch(nvidia_smi) == GpuLoad(
+        batch_size=8,
+        samples=3,
+        power_w=150,
+        sm_clock_mhz=1500,
+        sm_clock_min_mhz=900,
+        memory_clock_mhz=2600,
+        temperature_c=50,
+        memory_used_mib=3000,
+    )
+
+
+def test_a_gpu_that_tells_nothing(nvidia_smi: Path) -> None:
+    write_program(nvidia_smi)
+    assert watch(nvidia_smi) is None
+
+
+def test_without_nvidia_smi_there_is_no_load(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    report = Bench(a=lambda _: 1e-3).run(watch_gpu=True)
+    assert report.gpu == []
+
+
+def test_the_load_is_in_the_report(nvidia_smi: Path) -> None:
+    write_program(nvidia_smi, "100.0, 1500, 2600, 40, 1000")
+
+    def latency(call: int) -> float:
+        wait_for(nvidia_smi)
+        return 1e-3
+
+    bench = Bench(a=latency)
+    (load,) = bench.run(batch_sizes=[2], rounds=3, watch_gpu=True).gpu
+    assert (load.batch_size, load.power_w) == (2, 100)
+    assert bench.run(rounds=3).gpu == []
+
+
+def report_with(speedup: float, **changes: Any) -> BenchmarkReport:
+    bench = Bench(base=lambda _: speedup * 1e-3, tested=lambda _: 1e-3)
+    return bench.run().model_copy(update=changes)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "passed"),
+    [(2.0, 2.0, True), (2.0, 1.81, True), (2.0, 1.79, False), (1.0, 3.0, True)],
+)
+def test_a_speedup_may_lose_the_tolerance_and_no_more(old: float, new: float, passed: bool) -> None:
+    comparison = compare_benchmarks(
+        report_with(new), report_with(old), against="old.json", tolerance=0.1
+    )
+    (change,) = comparison.changes
+    assert (change.session, change.batch_size) == ("tested", 1)
+    assert change.change == pytest.approx(new / old - 1)
+    assert comparison.passed is passed
+    assert change.regressed is not passed
+    assert comparison.same_machine
+
+
+def test_another_machine_is_said() -> None:
+    old = report_with(2.0, machine={"cpu": "another"})
+    assert not compare_benchmarks(
+        report_with(2.0), old, against="old.json", tolerance=0.1
+    ).same_machine
+
+
+@pytest.mark.parametrize(
+    ("changes", "tolerance", "words"),
+    [
+        ({"baseline": "other"}, 0.1, "over 'other', these over 'base'"),
+        ({"rows": []}, 0.1, "no row of the same session"),
+        ({}, 1.0, "tolerance from 0 to below 1, got 1.0"),
+        ({}, float("nan"), "tolerance from 0 to below 1, got nan"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(
+    changes: dict[str, Any], tolerance: float, words: str
+) -> None:
+    with pytest.raises(InvalidInputError, match=words):
+        compare_benchmarks(
+            report_with(2.0), report_with(2.0, **changes), against="old", tolerance=tolerance
+        )
+
+
+@pytest.mark.parametrize("content", [None, b"", b"{}", b"[1]"])
+def test_what_is_no_benchmark_is_refused(content: bytes | None, tmp_path: Path) -> None:
+    path = tmp_path / "bench.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(InvalidInputError, match=r"bench\.json"):
+        read_benchmark(path)
+
+
+def test_reports_from_before_the_additions_are_read(tmp_path: Path) -> None:
+    """Keys that a first version did not write have defaults."""
+    content = report_with(2.0).model_dump(mode="json")
+    for key in ("memory", "gpu", "comparison"):
+        del content[key]
+    for row in content["rows"]:
+        del row["device"]
+    for info in content["sessions"].values():
+        del info["precision"], info["products"]
+    path = tmp_path / "bench.json"
+    path.write_text(json.dumps(content))
+    assert len(read_benchmark(path).rows) == 2

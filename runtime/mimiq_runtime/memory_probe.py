@@ -1,0 +1,120 @@
+"""Peak memory of an engine, measured in a process of its own.
+
+In the process that measures the speed all engines share one memory, and none of it can be told
+apart. ``python -m mimiq_runtime.memory_probe`` is the child.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mimiq_runtime.errors import EngineError
+from mimiq_runtime.schema import Schema
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["PeakMemory", "measure_peak_memory"]
+
+_STATUS = Path("/proc/self/status")
+_TIMEOUT_S = 900
+
+
+class PeakMemory(Schema):
+    """Memory of a fresh process that opens one session and runs one batch.
+
+    Attributes:
+        session: Name of the session.
+        batch_size: Images in the batch.
+        peak_rss_mib: Largest resident memory in MiB, with Python, numpy and the engine's library;
+            memory of a GPU is not in it.
+    """
+
+    session: str
+    batch_size: int
+    peak_rss_mib: float
+
+
+def measure_peak_memory(
+    session: str,
+    engine: str,
+    model: Path,
+    *,
+    batch_sizes: Sequence[int],
+    input_shape: tuple[int, int, int],
+    threads: int | None,
+) -> list[PeakMemory]:
+    """Open a model in a new process, and run one batch of each size, the smallest first.
+
+    Args:
+        session: Name for the result.
+        engine: Name of the engine.
+        model: What it opens.
+        batch_sizes: Images in one call.
+        input_shape: Channels, height and width of the images.
+        threads: CPU threads of the engine.
+
+    Raises:
+        EngineError: The process failed; its last line is the reason.
+    """
+    sizes = sorted(set(batch_sizes))
+    request = [engine, str(model), threads, list(input_shape), sizes]
+    done = subprocess.run(
+        [sys.executable, "-m", "mimiq_runtime.memory_probe", json.dumps(request)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        capture_output=True,
+        text=True,
+        timeout=_TIMEOUT_S,
+        check=False,
+    )
+    if done.returncode != 0:
+        lines = done.stderr.strip().splitlines() or [f"it ended with code {done.returncode}"]
+        raise EngineError(f"The memory of {session} could not be measured: {lines[-1]}")
+    peaks = json.loads(done.stdout.splitlines()[-1])
+    return [
+        PeakMemory(session=session, batch_size=size, peak_rss_mib=peak)
+        for size, peak in zip(sizes, peaks, strict=True)
+    ]
+
+
+def peak_rss_mib() -> float:
+    """Largest resident memory of this process so far, in MiB."""
+    try:
+        lines = _STATUS.read_text(encoding="ascii").splitlines()
+    except OSError:
+        return _peak_by_getrusage()
+    # Not getrusage: on Linux that figure outlives exec, so a child of a large process starts large.
+    kib = next(line.split()[1] for line in lines if line.startswith("VmHWM:"))
+    return int(kib) / 1024
+
+
+def _peak_by_getrusage() -> float:
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def _main() -> None:
+    import numpy as np
+
+    from mimiq_runtime.session import open_session
+
+    engine, model, threads, shape, sizes = json.loads(sys.argv[1])
+    peaks = []
+    with open_session(engine, Path(model), threads=threads) as session:
+        for size in sizes:
+            # Not zeros: pages that were never written take no memory.
+            images = np.random.default_rng(0).standard_normal((size, *shape), dtype=np.float32)
+            session.run(images)
+            peaks.append(round(peak_rss_mib(), 1))
+    print(json.dumps(peaks))
+
+
+if __name__ == "__main__":
+    _main()
