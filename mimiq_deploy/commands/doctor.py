@@ -32,9 +32,10 @@ def doctor(context: click.Context, required: tuple[str, ...], as_json: bool) -> 
     are known not to work, and at the end what this machine is ready for. The exit code is 0
     whatever is found, unless a capability that is named with --require is not ready.
     """
+    from mimiq_deploy.cli import COMMANDS
     from mimiq_runtime.doctor import diagnose, unmet
 
-    diagnosis = diagnose()
+    diagnosis = diagnose(COMMANDS)
     failed = unmet(diagnosis, required)
     if as_json:
         print_json(diagnosis.model_dump(mode="json"))

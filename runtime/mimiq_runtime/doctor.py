@@ -20,11 +20,13 @@ from mimiq_runtime.extras import (
 )
 from mimiq_runtime.hardware import Gpu, memory_gib, nvidia_gpus, read_cpu_instructions
 from mimiq_runtime.machine import describe_machine, usable_cores
+from mimiq_runtime.ort_gpu import tensorrt_mismatch
 from mimiq_runtime.schema import Schema
 from mimiq_runtime.session import known_engines
+from mimiq_runtime.trt_library import unknown_version
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
 __all__ = [
     "CAPABILITIES",
@@ -40,19 +42,27 @@ __all__ = [
 CAPABILITIES = {
     "calibrate": "quantize a model with `mimiq-deploy calibrate`",
     "export": "write ONNX models with `mimiq-deploy export`",
-    "build-trt": "build TensorRT engines",
+    "build-trt": "build TensorRT engines with `mimiq-deploy build`",
     "ort-cpu": "run models in ONNX Runtime on the CPU",
     "ort-cuda": "run models in ONNX Runtime on an NVIDIA GPU",
+    "ort-trt": "run models in ONNX Runtime's TensorRT provider",
     "trt": "run TensorRT engines",
     "openvino": "run models in OpenVINO",
-    "report": "draw figures and HTML reports",
+    "report": "draw figures and HTML reports with `mimiq-deploy report`",
     "demo": "play the whole story with `mimiq-deploy demo`",
 }
 """What a machine may be able to do, by the name that ``--require`` takes."""
 
-_ENGINES = ("ort-cpu", "ort-cuda", "trt", "openvino")
+_COMMANDS = {
+    "calibrate": "calibrate",
+    "export": "export",
+    "build-trt": "build",
+    "report": "report",
+    "demo": "demo",
+}
+"""The command that each capability is a matter of; the others are engines of the same name."""
+
 _NO_GPU = "no NVIDIA GPU found: install NVIDIA's driver, so that nvidia-smi lists one"
-_FIRST_TENSORRT_TOO_NEW = "11"
 
 
 class OnnxRuntimeState(Schema):
@@ -62,10 +72,12 @@ class OnnxRuntimeState(Schema):
         providers: Execution providers that are compiled in; whether their libraries load shows
             only when a model is opened.
         error: Why it could not be imported, or None.
+        tensorrt_mismatch: Why its TensorRT provider cannot load, where it has one; or None.
     """
 
     providers: list[str]
     error: str | None = None
+    tensorrt_mismatch: str | None = None
 
 
 class Capability(Schema):
@@ -112,8 +124,12 @@ class Diagnosis(Schema):
     capabilities: list[Capability]
 
 
-def diagnose() -> Diagnosis:
-    """Look at this machine; takes a second at most where ``nvidia-smi`` answers at once."""
+def diagnose(commands: Collection[str]) -> Diagnosis:
+    """Look at this machine; takes a second at most where ``nvidia-smi`` answers at once.
+
+    Args:
+        commands: Names of the commands that this version of mimiq-deploy has.
+    """
     machine = describe_machine()
     extras, gpus, onnxruntime = describe_extras(), nvidia_gpus(), _ask_onnxruntime()
     memory = memory_gib()
@@ -127,15 +143,18 @@ def diagnose() -> Diagnosis:
         gpus=gpus,
         extras=extras,
         onnxruntime=onnxruntime,
-        warnings=conflicts(
-            {name: installed_version(name) for name in _CONFLICTING}, _torch_bounds()
-        ),
-        capabilities=capabilities(extras, onnxruntime, has_gpu=bool(gpus)),
+        warnings=_tensorrt_warnings(onnxruntime)
+        + conflicts({name: installed_version(name) for name in _CONFLICTING}, _torch_bounds()),
+        capabilities=capabilities(extras, onnxruntime, has_gpu=bool(gpus), commands=commands),
     )
 
 
 def capabilities(
-    extras: list[ExtraState], onnxruntime: OnnxRuntimeState, *, has_gpu: bool
+    extras: list[ExtraState],
+    onnxruntime: OnnxRuntimeState,
+    *,
+    has_gpu: bool,
+    commands: Collection[str],
 ) -> list[Capability]:
     """What a machine with these libraries can do, in the order of :data:`CAPABILITIES`.
 
@@ -143,24 +162,31 @@ def capabilities(
         extras: State of each extra.
         onnxruntime: What ONNX Runtime says of itself.
         has_gpu: Whether there is an NVIDIA GPU.
+        commands: Names of the commands that this version of mimiq-deploy has.
     """
     by_name = {extra.name: extra for extra in extras}
     gpu = [] if has_gpu else [_NO_GPU]
     missing = {
         "calibrate": _missing_extras(by_name, "calib"),
         "export": _missing_extras(by_name, "export"),
-        "build-trt": _missing_extras(by_name, "trt") + gpu,
+        "build-trt": _missing_tensorrt(by_name) + gpu,
         "ort-cpu": _missing_provider(onnxruntime, "CPUExecutionProvider", "ort"),
         "ort-cuda": _missing_provider(onnxruntime, "CUDAExecutionProvider", "ort-gpu") + gpu,
-        "trt": _missing_extras(by_name, "trt") + gpu,
+        "ort-trt": _missing_provider(onnxruntime, "TensorrtExecutionProvider", "ort-gpu")
+        + ([onnxruntime.tensorrt_mismatch] if onnxruntime.tensorrt_mismatch else [])
+        + gpu,
+        "trt": _missing_tensorrt(by_name) + gpu,
         "openvino": _missing_extras(by_name, "openvino"),
         "report": _missing_extras(by_name, "report"),
         "demo": _missing_extras(by_name, "export", "demo")
         + _missing_provider(onnxruntime, "CPUExecutionProvider", "ort"),
     }
-    for engine in _ENGINES:
-        if engine not in known_engines():
-            missing[engine].append(f"this version of mimiq-deploy has no engine {engine} yet")
+    for name in CAPABILITIES:
+        command = _COMMANDS.get(name)
+        if command is None and name not in known_engines():
+            missing[name].append(f"this version of mimiq-deploy has no engine {name}")
+        if command is not None and command not in commands:
+            missing[name].append(f"this version of mimiq-deploy has no command {command}")
     return [
         Capability(name=name, ready=not missing[name], missing=missing[name])
         for name in CAPABILITIES
@@ -171,8 +197,8 @@ def conflicts(versions: Mapping[str, str | None], torch_bounds: str = "") -> lis
     """Combinations of libraries that are known not to work, one sentence each.
 
     Args:
-        versions: Version of each of ``onnxruntime``, ``onnxruntime-gpu``, ``tensorrt``,
-            ``torch`` and ``torchvision``; None for what is not installed.
+        versions: Version of each of ``onnxruntime``, ``onnxruntime-gpu``, ``torch`` and
+            ``torchvision``; None for what is not installed.
         torch_bounds: The versions of torch that the installed torchvision asks for.
     """
     found = []
@@ -180,13 +206,6 @@ def conflicts(versions: Mapping[str, str | None], torch_bounds: str = "") -> lis
         found.append(
             "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files: "
             "pip uninstall -y onnxruntime onnxruntime-gpu, then install the one you want."
-        )
-    tensorrt = versions["tensorrt"]
-    if versions["onnxruntime-gpu"] and tensorrt and _is_tensorrt_too_new(tensorrt):
-        found.append(
-            f"onnxruntime-gpu from PyPI is linked against TensorRT 10, and TensorRT {tensorrt} is "
-            "installed: its TensorRT provider will not load; use the engine trt, or "
-            "pip install 'tensorrt<11'."
         )
     torch = versions["torch"]
     if torch and versions["torchvision"] and not satisfies(torch, torch_bounds):
@@ -212,11 +231,7 @@ def unmet(diagnosis: Diagnosis, required: tuple[str, ...]) -> list[Capability]:
     return [item for item in diagnosis.capabilities if item.name in required and not item.ready]
 
 
-_CONFLICTING = ("onnxruntime", "onnxruntime-gpu", "tensorrt", "torch", "torchvision")
-
-
-def _is_tensorrt_too_new(version: str) -> bool:
-    return version != "unknown" and satisfies(version, f">={_FIRST_TENSORRT_TOO_NEW}")
+_CONFLICTING = ("onnxruntime", "onnxruntime-gpu", "torch", "torchvision")
 
 
 def _torch_bounds() -> str:
@@ -244,6 +259,19 @@ def _missing_extras(extras: Mapping[str, ExtraState], *names: str) -> list[str]:
     return missing
 
 
+def _missing_tensorrt(extras: Mapping[str, ExtraState]) -> list[str]:
+    missing = _missing_extras(extras, "trt")
+    version = installed_version("tensorrt")
+    fault = unknown_version(version) if version is not None else None
+    return missing + ([fault] if fault is not None else [])
+
+
+def _tensorrt_warnings(onnxruntime: OnnxRuntimeState) -> list[str]:
+    """The mismatch of two versions; that TensorRT is not there at all is no conflict."""
+    sentence = onnxruntime.tensorrt_mismatch
+    return [sentence] if sentence is not None and installed_version("tensorrt") else []
+
+
 def _missing_provider(onnxruntime: OnnxRuntimeState, provider: str, extra: str) -> list[str]:
     if provider in onnxruntime.providers:
         return []
@@ -260,4 +288,7 @@ def _ask_onnxruntime() -> OnnxRuntimeState:
     except Exception as error:
         reason = " ".join(str(error).split())
         return OnnxRuntimeState(providers=[], error=f"ONNX Runtime cannot be imported ({reason})")
-    return OnnxRuntimeState(providers=list(onnxruntime.get_available_providers()))
+    return OnnxRuntimeState(
+        providers=list(onnxruntime.get_available_providers()),
+        tensorrt_mismatch=tensorrt_mismatch(),
+    )

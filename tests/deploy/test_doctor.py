@@ -29,8 +29,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 NOTHING: dict[str, str | None] = dict.fromkeys(
-    ("onnxruntime", "onnxruntime-gpu", "tensorrt", "torch", "torchvision")
+    ("onnxruntime", "onnxruntime-gpu", "torch", "torchvision")
 )
+COMMANDS = ("calibrate", "export", "build", "report", "demo")
 CPU_ONLY = OnnxRuntimeState(providers=["CPUExecutionProvider"])
 
 
@@ -119,7 +120,7 @@ def test_states_of_an_extra(
 def test_a_source_tree_without_metadata(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(extras, "DISTRIBUTION", "mimiq-deploy-that-nobody-installed")
     assert describe_extras() == []
-    calibrate = capabilities([], CPU_ONLY, has_gpu=False)[0]
+    calibrate = capabilities([], CPU_ONLY, has_gpu=False, commands=COMMANDS)[0]
     assert calibrate.missing == ["mimiq-deploy is not installed: pip install 'mimiq-deploy[calib]'"]
 
 
@@ -169,10 +170,9 @@ def test_no_nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ("versions", "torch_bounds", "words"),
     [
         ({"onnxruntime": "1.20", "onnxruntime-gpu": "1.20"}, "", "both installed"),
-        ({"onnxruntime-gpu": "1.20", "tensorrt": "11.0.1"}, "", "linked against TensorRT 10"),
         ({"torch": "2.10.0", "torchvision": "0.24"}, "==2.9.0", "asks for torch ==2.9.0"),
     ],
-    ids=["two runtimes", "tensorrt 11", "torchvision"],
+    ids=["two runtimes", "torchvision"],
 )
 def test_conflicts(versions: dict[str, str], torch_bounds: str, words: str) -> None:
     (sentence,) = conflicts({**NOTHING, **versions}, torch_bounds)
@@ -182,9 +182,8 @@ def test_conflicts(versions: dict[str, str], torch_bounds: str, words: str) -> N
 @pytest.mark.parametrize(
     "versions",
     [
-        {"onnxruntime": "1.20", "tensorrt": "11.0.1"},
-        {"onnxruntime-gpu": "1.20", "tensorrt": "10.12"},
-        {"onnxruntime-gpu": "1.20", "tensorrt": "unknown"},
+        {"onnxruntime": "1.20"},
+        {"onnxruntime-gpu": "1.20"},
         {"torch": "2.9.0+cu130", "torchvision": "0.24"},
         {"torch": "2.10.0"},
     ],
@@ -198,17 +197,28 @@ def ready(found: list[doctor.Capability]) -> set[str]:
     return {item.name for item in found if item.ready}
 
 
-def test_capabilities_follow_what_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "known_engines", lambda: tuple(CAPABILITIES))
-    gpu_runtime = OnnxRuntimeState(providers=["CUDAExecutionProvider", "CPUExecutionProvider"])
-    assert ready(capabilities(all_extras(), gpu_runtime, has_gpu=True)) == set(CAPABILITIES)
-    assert ready(capabilities(all_extras(), gpu_runtime, has_gpu=False)) == set(CAPABILITIES) - {
-        "build-trt",
-        "ort-cuda",
-        "trt",
+def found_with(
+    installed: list[ExtraState],
+    runtime: OnnxRuntimeState,
+    *,
+    has_gpu: bool,
+    commands: tuple[str, ...] = COMMANDS,
+) -> list[doctor.Capability]:
+    return capabilities(installed, runtime, has_gpu=has_gpu, commands=commands)
+
+
+GPU_RUNTIME = OnnxRuntimeState(
+    providers=["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
+)
+
+
+def test_capabilities_follow_what_is_there() -> None:
+    assert ready(found_with(all_extras(), GPU_RUNTIME, has_gpu=True)) == set(CAPABILITIES)
+    assert ready(found_with(all_extras(), GPU_RUNTIME, has_gpu=False)) == set(CAPABILITIES) - {
+        *("build-trt", "ort-cuda", "ort-trt", "trt")
     }
     no_runtime = OnnxRuntimeState(providers=[], error="broken")
-    edge = capabilities(all_extras("calib", "export", "demo"), no_runtime, has_gpu=True)
+    edge = found_with(all_extras("calib", "export", "demo"), no_runtime, has_gpu=True)
     assert ready(edge) == {"build-trt", "trt", "openvino", "report"}
     ort_cpu = next(item for item in edge if item.name == "ort-cpu")
     assert ort_cpu.missing == ["broken: pip install 'mimiq-deploy[ort]'"]
@@ -216,9 +226,40 @@ def test_capabilities_follow_what_is_there(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_an_engine_that_is_not_there_is_not_ready(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "known_engines", lambda: ("ort-cpu",))
-    found = capabilities(all_extras(), CPU_ONLY, has_gpu=True)
+    found = found_with(all_extras(), CPU_ONLY, has_gpu=True)
     assert "openvino" not in ready(found)
     assert "ort-cpu" in ready(found)
+
+
+@pytest.mark.parametrize("name", ["build-trt", "report", "calibrate"])
+def test_a_command_that_is_not_there_is_not_ready(name: str) -> None:
+    """Libraries alone make nobody able to run a command that does not exist."""
+    command = {"build-trt": "build"}.get(name, name)
+    others = tuple(other for other in COMMANDS if other != command)
+    found = found_with(all_extras(), GPU_RUNTIME, has_gpu=True, commands=others)
+    assert ready(found) == set(CAPABILITIES) - {name}
+    (capability,) = [item for item in found if item.name == name]
+    assert capability.missing == [f"this version of mimiq-deploy has no command {command}"]
+
+
+def test_a_provider_for_another_tensorrt_is_not_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    mismatch = GPU_RUNTIME.model_copy(update={"tensorrt_mismatch": "linked against TensorRT 10"})
+    found = found_with(all_extras(), mismatch, has_gpu=True)
+    assert ready(found) == set(CAPABILITIES) - {"ort-trt"}
+    monkeypatch.setattr(doctor, "installed_version", lambda name: "11.0.1")
+    assert doctor._tensorrt_warnings(mismatch) == ["linked against TensorRT 10"]
+    monkeypatch.setattr(doctor, "installed_version", lambda name: None)
+    assert doctor._tensorrt_warnings(mismatch) == []
+
+
+@pytest.mark.parametrize("version", ["10.2.0", "12.0"])
+def test_a_tensorrt_that_is_not_known_is_not_ready(
+    version: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "installed_version", lambda name: version)
+    found = found_with(all_extras(), GPU_RUNTIME, has_gpu=True)
+    assert ready(found) == set(CAPABILITIES) - {"build-trt", "trt"}
+    assert f"got {version}" in next(item for item in found if item.name == "trt").missing[0]
 
 
 def test_json_of_this_machine() -> None:
@@ -272,7 +313,7 @@ def test_a_broken_onnxruntime_is_no_traceback(tmp_path: Path) -> None:
         f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
         "sys.modules['torch'] = None\n"
         "from mimiq_runtime.doctor import diagnose\n"
-        "print(diagnose().onnxruntime.error)"
+        "print(diagnose([]).onnxruntime.error)"
     )
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=False
