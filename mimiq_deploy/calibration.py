@@ -78,6 +78,7 @@ def calibrate(request: CalibrationRequest, output: Path, *, resume: bool = False
 
     device = _device(request.device)
     model, manifest = _load_model(request)
+    _check_source(request.recipe, manifest)
     teacher = expose_attention(model).to(device)
     run = _create_or_resume(output, manifest, resume=resume)
     if RunDirectory.MODEL not in run.manifest.files:
@@ -108,6 +109,7 @@ def _device(name: str) -> torch.device:
 
 def _load_model(request: CalibrationRequest) -> tuple[nn.Module, RunManifest]:
     from mimiq_calib import model_loading
+    from mimiq_calib.checkpoint_names import todays_names
 
     weights = None
     num_classes = request.num_classes
@@ -123,7 +125,9 @@ def _load_model(request: CalibrationRequest) -> tuple[nn.Module, RunManifest]:
     origin = f"{request.model} (timm's pretrained weights)"
     if weights is not None and request.checkpoint is not None:
         origin = request.checkpoint.name
-        model_loading.load_weights(model, weights, origin=str(request.checkpoint))
+        model_loading.load_weights(
+            model, todays_names(model, weights), origin=str(request.checkpoint)
+        )
     classes = int(getattr(model, "num_classes", 0))
     if request.labels is not None and len(request.labels) != classes:
         raise InvalidInputError(
@@ -151,6 +155,15 @@ def _load_model(request: CalibrationRequest) -> tuple[nn.Module, RunManifest]:
         },
     )
     return model, manifest
+
+
+def _check_source(recipe: Recipe, manifest: RunManifest) -> None:
+    """Refuse a folder of pictures for a model that takes none, before anything is written."""
+    from mimiq_calib.recipe import ImageSource
+    from mimiq_runtime.images import image_mode
+
+    if recipe.synthesis.source is ImageSource.FOLDER:
+        image_mode(manifest.preprocessing.input_size[0])
 
 
 def _create_or_resume(output: Path, manifest: RunManifest, *, resume: bool) -> RunDirectory:
@@ -289,9 +302,10 @@ def _distill(
 
 def _classes_of(weights: Mapping[str, Tensor]) -> int | None:
     """Number of classes by the classifier's bias, so that users need not count them."""
-    for name in ("head.bias", "module.head.bias", "head.weight", "module.head.weight"):
-        if name in weights and weights[name].ndim > 0:
-            return int(weights[name].shape[0])
+    for name in ("head.bias", "head.fc.bias", "head.weight", "head.fc.weight"):
+        for found in (weights.get(name), weights.get(f"module.{name}")):
+            if found is not None and found.ndim > 0:
+                return int(found.shape[0])
     return None
 
 

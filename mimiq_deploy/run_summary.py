@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
+from mimiq_deploy.coverage import CoverageGroup, summarise_coverage
 from mimiq_runtime.atomic import sha256_of
 from mimiq_runtime.errors import RunDirectoryError
 from mimiq_runtime.manifest import ModelRecord, Preprocessing, StageRecord
@@ -113,6 +114,8 @@ class RunSummary(Schema):
         environment: Versions of the libraries that took part.
         stages: State of each stage, by its name.
         quantizers: The quantization table in short; None while there is none.
+        coverage: How many products of the model are quantized, and which are not; None while
+            there is no quantization table, or it does not say.
         exports: ONNX models found.
         files: Files recorded or found, by path.
         verification: Result of :func:`verify_run` when it was asked for.
@@ -128,6 +131,7 @@ class RunSummary(Schema):
     environment: dict[str, str]
     stages: dict[str, StageRecord]
     quantizers: list[QuantizerGroup] | None
+    coverage: list[CoverageGroup] | None
     exports: list[ExportSummary]
     files: list[FileSummary]
     verification: Verification | None = None
@@ -147,6 +151,7 @@ def summarise_run(run: RunDirectory, verification: Verification | None = None) -
     manifest = run.manifest
     unreadable = verification.damaged if verification is not None else []
     has_table = run.TABLE in manifest.files and run.TABLE not in unreadable
+    table = run.quantization_table() if has_table else None
     return RunSummary(
         run=str(run.root),
         created=manifest.created,
@@ -157,7 +162,8 @@ def summarise_run(run: RunDirectory, verification: Verification | None = None) -
         seed=manifest.seed,
         environment=manifest.environment,
         stages=manifest.stages,
-        quantizers=summarise_table(run.quantization_table()) if has_table else None,
+        quantizers=summarise_table(table) if table is not None else None,
+        coverage=summarise_coverage(table) if table is not None else None,
         exports=_exports(run),
         files=_files(run),
         verification=verification,

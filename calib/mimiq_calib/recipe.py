@@ -27,7 +27,7 @@ __all__ = [
 Bits = Field(ge=2, le=8)
 
 FIRST_LAYER = "patch_embed.proj"
-LAST_LAYERS = ("head", "head_dist")
+LAST_LAYERS = ("head", "head_dist", "head.fc")
 
 
 class ImageSource(StrEnum):

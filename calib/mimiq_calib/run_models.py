@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mimiq_calib.conversion.convert import build_student, expose_attention, quantizers_of
+from mimiq_calib.conversion.coverage import list_products
 from mimiq_calib.model_loading import create_model, load_weights
 from mimiq_calib.recipe import Recipe
 from mimiq_runtime.errors import CheckpointError, RunDirectoryError
@@ -54,9 +55,11 @@ def load_student(run: RunDirectory) -> nn.Module:
 
 
 def save_student(run: RunDirectory, student: nn.Module) -> None:
-    """Write the student's weights and scales, and the table that describes its quantizers."""
+    """Write the student's weights and scales, and the table of its quantizers and products."""
     run.write_tensors(RunDirectory.QUANTIZED, _arrays(student.state_dict()))
-    table = QuantizationTable(tensors=[q.describe() for q in quantizers_of(student)])
+    table = QuantizationTable(
+        tensors=[q.describe() for q in quantizers_of(student)], products=list_products(student)
+    )
     run.write_json(RunDirectory.TABLE, table.model_dump(mode="json"))
 
 

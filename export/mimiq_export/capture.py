@@ -12,10 +12,13 @@ import onnxscript.optimizer
 import onnxscript.rewriter
 import torch
 
+from mimiq_export.passes.idle_pads import RemoveIdlePadsPass
 from mimiq_export.passes.readable_names import ReadableNamesPass
 from mimiq_runtime.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import onnx_ir as ir
     from torch import nn
 
@@ -23,6 +26,9 @@ __all__ = ["BATCH", "INPUT_NAME", "OPSET", "OUTPUT_NAME", "capture"]
 
 OPSET = 20
 """The first with Gelu; from 21 on ONNX Runtime 1.32 cannot load int8 Q/DQ next to a Reshape."""
+
+LARGEST_CONSTANT = 2**24
+"""Elements of what is computed once and for all, such as the position bias of a large window."""
 
 INPUT_NAME, OUTPUT_NAME, BATCH = "images", "logits", "batch"
 
@@ -53,7 +59,7 @@ def capture(model: nn.Module, input_size: tuple[int, int, int], *, opset: int = 
         )
     captured = _export(model, input_size, opset)
     _simplify(captured)
-    ReadableNamesPass()(captured)
+    ReadableNamesPass(keep=set(_tensor_names(model)))(captured)
     # Stack traces hold paths of this machine.
     common_passes.ClearMetadataAndDocStringPass()(captured)
     captured.graph.name = type(model).__name__
@@ -92,16 +98,27 @@ def _export(model: nn.Module, input_size: tuple[int, int, int], opset: int) -> i
     return program.model
 
 
+def _tensor_names(model: nn.Module) -> Iterator[str]:
+    """Names of parameters and buffers, also of those that no state dict holds."""
+    for name, _ in (*model.named_parameters(), *model.named_buffers()):
+        yield name
+
+
 def _simplify(model: ir.Model) -> None:
     """What ``optimize=True`` does, but keeping one initializer a parameter under its own name."""
     common_passes.InlinePass()(model)
     # Twice: folding infers the shapes that rewriting needs, and rewriting gives more to fold.
     for _ in range(2):
         onnxscript.optimizer.fold_constants(
-            model, onnx_shape_inference=True, should_fold=_keep_parameters
+            model,
+            onnx_shape_inference=True,
+            input_size_limit=LARGEST_CONSTANT,
+            output_size_limit=LARGEST_CONSTANT,
+            should_fold=_keep_parameters,
         )
         onnxscript.rewriter.rewrite(model)
     for cleanup in (
+        RemoveIdlePadsPass(),
         common_passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
         common_passes.CommonSubexpressionEliminationPass(),
         common_passes.RemoveUnusedNodesPass(),

@@ -30,8 +30,9 @@ __all__ = ["inspect"]
 def inspect(path: Path, verify: bool, as_json: bool) -> None:
     """Show what a run or an ONNX file holds.
 
-    For a run: model, recipe, stages, files, quantizers and exports. For an ONNX file: operator
-    sets, inputs and outputs, operators, and which of them work on quantized values.
+    For a run: model, recipe, stages, files, quantizers, which products of the model are quantized
+    and why others are not, and exports. For an ONNX file: operator sets, inputs and outputs,
+    operators, and which of them work on quantized values.
     """
     from mimiq_runtime.errors import InvalidInputError
 
@@ -125,6 +126,19 @@ def _print_run(summary: RunSummary) -> None:
                 f"{group.largest_scale:.3g}",
             )
             for group in summary.quantizers or []
+        ],
+    )
+    _print_table(
+        "Products",
+        ("kind", "quantized", "all", "those that are not, and why"),
+        [
+            (
+                group.kind,
+                str(group.quantized),
+                str(group.products),
+                "; ".join(f"{other.name}: {other.reason}" for other in group.others) or "-",
+            )
+            for group in summary.coverage or []
         ],
     )
     _print_table(

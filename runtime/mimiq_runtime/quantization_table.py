@@ -1,4 +1,4 @@
-"""``quantization.json``: one row for each quantized tensor of a run."""
+"""``quantization.json``: one row for each quantized tensor of a run, and for each product."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pydantic import Field
 from mimiq_runtime.grid import Grid
 from mimiq_runtime.schema import Schema
 
-__all__ = ["QuantizationTable", "QuantizedTensor", "TensorKind"]
+__all__ = ["Product", "ProductKind", "QuantizationTable", "QuantizedTensor", "TensorKind"]
 
 
 class TensorKind(StrEnum):
@@ -51,7 +51,40 @@ class QuantizedTensor(Schema):
         return Grid(self.qmin, self.qmax)
 
 
+class ProductKind(StrEnum):
+    """What computes a product of matrices."""
+
+    LINEAR = "linear"
+    CONVOLUTION = "convolution"
+    QUERY_KEY = "query-key"
+    PROBABILITY_VALUE = "probability-value"
+
+
+class Product(Schema):
+    """One product of matrices in the model: most of its arithmetic is in these.
+
+    Attributes:
+        name: Dotted name of the module that computes it.
+        kind: What kind of module; an attention computes two products.
+        quantizers: Names of the quantizers on its two operands; None for an operand that stays
+            in floating point. An engine computes in integers only where both are quantized.
+        reason: Why an operand stays in floating point; None where both are quantized.
+    """
+
+    name: str
+    kind: ProductKind
+    quantizers: tuple[str | None, str | None]
+    reason: str | None = None
+
+
 class QuantizationTable(Schema):
-    """All rows of a run, in the order of the model's modules."""
+    """All rows of a run, in the order of the model's modules.
+
+    Attributes:
+        tensors: What is quantized, and how.
+        products: Every product of the model, quantized or not; None in a table that was written
+            before products were recorded.
+    """
 
     tensors: list[QuantizedTensor]
+    products: list[Product] | None = None

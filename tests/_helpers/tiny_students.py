@@ -1,13 +1,14 @@
-"""A ViT of two blocks with weights that matter, and students of it with hand-made scales."""
+"""Small transformers with weights that matter, and students of them with hand-made scales."""
 
 from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import timm
 import torch
+from timm.layers import AttentionRope
 from torch import Tensor, nn
 
 from mimiq_calib.conversion.convert import build_student, expose_attention, quantizers_of
@@ -30,10 +31,18 @@ SATURATION = 0.8
 
 @dataclass(frozen=True)
 class Exported:
-    """A torch model and the graph it became."""
+    """A torch model and the graph it became; a student's teacher, or the timm model of one."""
 
     torch_model: nn.Module
     graph: ir.Model
+    original: nn.Module
+
+
+class UnfusedAttention(AttentionRope):
+    """Only a shorthand to build one: its instances become plain AttentionRope."""
+
+    def __init__(self, *arguments: Any, **others: Any) -> None:
+        super().__init__(*arguments, qkv_fused=False, **others)
 
 
 def tiny_vit(**arguments: object) -> nn.Module:
@@ -42,6 +51,20 @@ def tiny_vit(**arguments: object) -> nn.Module:
     architecture = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
     name = arguments.pop("name", "vit_tiny_patch16_224")
     model: nn.Module = timm.create_model(name, num_classes=10, **architecture | arguments)
+    return _with_weights_that_matter(model)
+
+
+def tiny_swin(**arguments: object) -> nn.Module:
+    """Four windows of 16 tokens, plain and shifted; then one window after the patch merging."""
+    torch.manual_seed(7)
+    architecture = {"img_size": 32, "patch_size": 4, "window_size": 4, "embed_dim": 24}
+    architecture |= {"depths": (2, 2), "num_heads": (2, 3)}
+    name = arguments.pop("name", "swin_tiny_patch4_window7_224")
+    model: nn.Module = timm.create_model(name, num_classes=10, **architecture | arguments)
+    return _with_weights_that_matter(model)
+
+
+def _with_weights_that_matter(model: nn.Module) -> nn.Module:
     for parameter in model.parameters():
         if parameter.ndim >= 2:
             nn.init.normal_(parameter, std=1.5 / parameter[0].numel() ** 0.5)
@@ -83,6 +106,17 @@ def calibrated_student(
 @functools.cache
 def tiny_teacher() -> nn.Module:
     return expose_attention(tiny_vit())
+
+
+@functools.cache
+def tiny_swin_teacher() -> nn.Module:
+    return expose_attention(tiny_swin())
+
+
+@functools.cache
+def tiny_swin_student(weight_bits: int, activation_bits: int) -> nn.Module:
+    settings = QuantizationSettings(weight_bits=weight_bits, activation_bits=activation_bits)
+    return calibrated_student(tiny_swin_teacher(), settings)
 
 
 @functools.cache

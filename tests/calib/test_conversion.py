@@ -8,8 +8,8 @@ import pytest
 import timm
 import torch
 from _helpers.calib_cases import quantization, set_quantizers
-from _helpers.tiny_students import images, tiny_vit
-from timm.layers import Attention, GluMlp
+from _helpers.tiny_students import UnfusedAttention, images, tiny_vit
+from timm.layers import Attention, AttentionRope, GluMlp
 from torch import nn
 
 from mimiq_calib.conversion.attention import ExposedAttention
@@ -34,6 +34,9 @@ class GatedAttention(Attention):
         super().__init__(*arguments, gated=True, **others)
 
 
+SHORTHANDS = {GatedAttention: Attention, UnfusedAttention: AttentionRope}
+
+
 @dataclass(frozen=True)
 class Case:
     id: str
@@ -45,10 +48,8 @@ class Case:
 
     def model(self) -> nn.Module:
         model = tiny_vit(**dict(self.arguments))
-        if self.gated:
-            for module in model.modules():
-                if type(module) is GatedAttention:
-                    module.__class__ = Attention
+        for module in model.modules():
+            module.__class__ = SHORTHANDS.get(type(module), type(module))
         return model
 
     def images(self) -> torch.Tensor:
@@ -64,6 +65,12 @@ CASES = [
     Case("attention-norm", {"scale_attn_norm": True}),
     Case("mlp-norm", {"scale_mlp_norm": True}),
     Case("gated", {"attn_layer": GatedAttention}, linears=2 * 5 + 1, gated=True),
+    Case("deit3", {"name": "deit3_small_patch16_224"}),
+    Case("registers-by-name", {"name": "vit_small_patch14_reg4_dinov2"}, prefix=5),
+    Case("gap-by-name", {"name": "vit_base_patch16_gap_224"}, prefix=0),
+    Case("unfused-qkv", {"attn_layer": UnfusedAttention}, linears=2 * 6 + 1),
+    Case("unfused-qkv-norm", {"attn_layer": UnfusedAttention, "qk_norm": True}, linears=2 * 6 + 1),
+    Case("fused-qkv-of-rope", {"attn_layer": AttentionRope}),
     Case("average-pool", {"global_pool": "avg"}),
     Case("max-pool", {"global_pool": "max"}),
     Case("no-class-token", {"class_token": False, "global_pool": "avg"}, prefix=0),
@@ -73,6 +80,7 @@ CASES = [
     Case("no-qkv-bias", {"qkv_bias": False}),
     Case("no-proj-bias", {"proj_bias": False}),
     Case("one-channel", {"in_chans": 1}, channels=1),
+    Case("two-channels", {"in_chans": 2}, channels=2),
     Case("quick-gelu", {"act_layer": "quick_gelu"}),
     Case("one-head", {"num_heads": 1}),
     Case("fc-norm", {"fc_norm": True, "final_norm": False, "global_pool": "avg"}),
@@ -280,7 +288,7 @@ def tiny(**arguments: Any) -> nn.Module:
     return tiny_vit(**arguments)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "swin_tiny_patch4_window7_224", "mixer_s32_224"])
+@pytest.mark.parametrize("name", ["resnet18", "swinv2_tiny_window8_256", "mixer_s32_224"])
 def test_other_families_are_refused_by_name(name: str) -> None:
     with torch.device("meta"):
         model = timm.create_model(name, num_classes=10)
@@ -300,6 +308,12 @@ def test_attention_pooling_is_refused() -> None:
 
 def test_other_attention_is_refused() -> None:
     assert refused(tiny(attn_layer="diff"), "DiffAttention").module == "blocks.0.attn"
+
+
+def test_shared_keys_are_refused() -> None:
+    model = tiny(attn_layer=AttentionRope)
+    model.blocks[1].attn.num_kv_groups = 3
+    assert refused(model, "fewer heads of keys").module == "blocks.1.attn"
 
 
 def test_parallel_blocks_are_refused() -> None:

@@ -21,10 +21,10 @@ def unit(count: int = 6, *, channels: int = 3, size: int = 32) -> torch.Tensor:
 def augmented(chosen: AugmentationSettings, images: torch.Tensor, seed: int = 0) -> torch.Tensor:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return augment_images(images, make_augmentation(chosen, tuple(images.shape[-2:])))
+        return augment_images(images, make_augmentation(chosen, tuple(images.shape[1:])))
 
 
-@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 13])
 @pytest.mark.parametrize("size", [8, 32, 224])
 def test_size_range_and_determinism(channels: int, size: int) -> None:
     images = unit(3, channels=channels, size=size)
@@ -36,6 +36,12 @@ def test_size_range_and_determinism(channels: int, size: int) -> None:
     assert first.max() <= 1 + 1e-6
     assert torch.equal(first, augmented(chosen, images, seed=1))
     assert not torch.equal(first, augmented(chosen, images, seed=2))
+
+
+@pytest.mark.parametrize("channels", [2, 4])
+def test_channels_that_are_no_colours_keep_their_values(channels: int) -> None:
+    images = unit(channels=channels)
+    assert torch.equal(augmented(settings(colour=1.0, grayscale=1.0), images), images)
 
 
 def test_disabled_changes_nothing() -> None:

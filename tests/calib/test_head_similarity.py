@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import torch
+from _helpers.ssim import C1, C2, normalised, ssim
 from skimage.metrics import structural_similarity
 
 from mimiq_calib.synthesis.head_similarity import (
@@ -16,8 +17,6 @@ from mimiq_calib.synthesis.head_similarity import (
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-C1, C2 = 0.01**2, 0.03**2
-
 
 def random_logits(batch: int, heads: int, queries: int, keys: int, seed: int = 0) -> torch.Tensor:
     """Heads with different means, spreads and a common part, so that similarities differ."""
@@ -27,21 +26,6 @@ def random_logits(batch: int, heads: int, queries: int, keys: int, seed: int = 0
     share = torch.linspace(-1.0, 1.0, heads).view(1, -1, 1, 1)
     offset = 20 * torch.randn(batch, heads, 1, 1, generator=generator)
     return share * common + 0.5 * own + offset
-
-
-def normalised(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    return (x - x.min()) / (x.max() - x.min() + 1e-8)
-
-
-def ssim(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
-    """Two maps, written as in method.md, section 2.2."""
-    a, b = normalised(a), normalised(b)
-    m_a, m_b = a.mean(), b.mean()
-    v_a, v_b = (a**2).mean() - m_a**2, (b**2).mean() - m_b**2
-    s_ab = (a * b).mean() - m_a * m_b
-    return float(
-        (2 * m_a * m_b + C1) * (2 * s_ab + C2) / ((m_a**2 + m_b**2 + C1) * (v_a + v_b + C2))
-    )
 
 
 def slow_similarity(logits: torch.Tensor) -> NDArray[np.float64]:
@@ -225,3 +209,61 @@ def test_bfloat16_is_computed_in_single_precision() -> None:
     assert logits.grad is not None
     assert logits.grad.dtype == torch.bfloat16
     assert torch.isfinite(logits.grad).all()
+
+
+def random_visible(*shape: int) -> torch.Tensor:
+    """Some keys of each query; at least two."""
+    visible = torch.rand(shape, generator=torch.Generator().manual_seed(4)) < 0.6
+    visible[..., :2] = True
+    return visible
+
+
+def slow_masked(logits: torch.Tensor, visible: torch.Tensor) -> NDArray[np.float64]:
+    """Windows ``(images, windows, heads, queries, keys)``: only a query's own keys exist."""
+    x, seen = logits.double().numpy(), visible.numpy()
+    images, windows, heads, queries, _ = x.shape
+    result = np.empty((images, windows, queries, heads, heads))
+    for image, window, query, i, j in np.ndindex(images, windows, queries, heads, heads):
+        keys = seen[window, query]
+        a, b = x[image, window, i, query][keys], x[image, window, j, query][keys]
+        result[image, window, query, i, j] = ssim(a, b)
+    return result
+
+
+def test_hidden_keys_enter_no_statistic() -> None:
+    logits = random_logits(6, 3, 5, 16).unflatten(0, (2, 3))
+    visible = random_visible(3, 5, 16)
+    exact = slow_masked(logits, visible)
+    got = head_similarity(logits, visible)
+    np.testing.assert_allclose(got.numpy(), exact, atol=2e-5)
+    assert np.abs(head_similarity(logits).numpy() - exact).max() > 0.1, "the mask matters"
+    poisoned = logits.clone()
+    poisoned.transpose(2, 3)[~visible[None, :, :, None].expand(2, 3, 5, 3, 16)] = 1e6
+    torch.testing.assert_close(head_similarity(poisoned, visible), got, rtol=0.0, atol=1e-6)
+
+
+def test_hidden_keys_get_no_gradient_and_the_others_the_exact_one() -> None:
+    logits = random_logits(2, 3, 4, 9).unflatten(0, (1, 2)).requires_grad_()
+    visible = random_visible(2, 4, 9)
+    inter_head_loss(head_similarity(logits, visible)).backward()
+    assert logits.grad is not None
+    gradient = logits.grad.transpose(2, 3)[0]
+    assert not gradient.masked_select(~visible[:, :, None]).any()
+    total = 2 * 4 * 9  # queries and ordered pairs of heads
+    for window, query in np.ndindex(2, 4):
+        keys = visible[window, query]
+        exact = logits.detach()[:1, window, :, query : query + 1, keys].double().requires_grad_()
+        ((1 - autograd_similarity(exact).square()).sum() / total).backward()
+        assert exact.grad is not None
+        own = gradient[window, query][:, keys].double()
+        torch.testing.assert_close(own, exact.grad[0, :, 0], rtol=2e-3, atol=1e-6)
+
+
+def test_constant_visible_keys_count_as_zeros_whatever_is_hidden() -> None:
+    logits = random_logits(1, 2, 1, 9)
+    visible = random_visible(1, 9)
+    logits[:, 0].masked_fill_(visible, 3.3)
+    got = head_similarity(logits, visible)
+    assert torch.isfinite(got).all()
+    assert float(got[0, 0, 0, 0]) == pytest.approx(1.0, abs=1e-6)
+    assert abs(float(got[0, 0, 0, 1])) < 1e-3

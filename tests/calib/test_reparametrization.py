@@ -12,7 +12,8 @@ from _helpers.calib_cases import (
     quantization,
     set_quantizers,
 )
-from _helpers.tiny_students import images, tiny_vit
+from _helpers.tiny_students import UnfusedAttention, images, tiny_swin, tiny_vit
+from timm.layers import AttentionRope
 from torch import nn
 
 from mimiq_calib.conversion.convert import expose_attention, insert_quantizers
@@ -363,3 +364,124 @@ def test_progress_counts_every_picture() -> None:
         advance=lambda steps, _note: counted.append(steps),
     )
     assert counted == [3, 3, 1]
+
+
+SWINS = [
+    {},
+    {"window_size": 3},
+    {"qkv_bias": False},
+    {"always_partition": True, "patch_size": 2},
+]
+
+
+@pytest.mark.parametrize("arguments", SWINS, ids=["plain", "padded", "no-qkv-bias", "partition"])
+@pytest.mark.parametrize("chosen", ["centre_attention", "all"])
+def test_reparametrizing_keeps_the_function_of_swin(chosen: str, arguments: dict[str, Any]) -> None:
+    model = uneven_swin(**arguments)
+    before = outputs(model)
+    student = calibrated(
+        model, quantization(4, 4, **{name: chosen in (name, "all") for name in NONE})
+    )
+    set_quantizers(student, enabled=False)
+    assert_same_function(student, before)
+
+
+def uneven_swin(**arguments: Any) -> nn.Module:
+    """Large channels behind every norm in front of a Linear, so that no factor is one."""
+    model = expose_attention(tiny_swin(**arguments))
+    with torch.no_grad():
+        for name, module in model.named_modules():
+            if isinstance(module, nn.LayerNorm) and name.startswith("layers"):
+                module.weight[5] *= 8
+                module.bias[7] += 2
+    return model
+
+
+class TestSwinFolds:
+    def folded(self, **arguments: Any) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        model = uneven_swin(**arguments)
+        settings = quantization(4, 4, **NONE | {"equalise_channels": True})
+        return model.state_dict(), calibrated(model, settings).state_dict()
+
+    def is_scaled_only(
+        self, before: dict[str, torch.Tensor], after: dict[str, torch.Tensor], norm: str
+    ) -> bool:
+        factor = before[f"{norm}.weight"] / after[f"{norm}.weight"]
+        assert factor.max() > 1.3 * factor.min(), "the channels are evened out"
+        return torch.allclose(after[f"{norm}.bias"] * factor, before[f"{norm}.bias"], rtol=1e-4)
+
+    def test_every_norm_before_a_linear_is_folded_and_no_other(self) -> None:
+        before, after = self.folded()
+        changed = {
+            name.removesuffix(".weight")
+            for name in before
+            if "norm" in name and name.endswith(".weight")
+            if not torch.equal(before[name], after[name])
+        }
+        blocks = {f"layers.{stage}.blocks.{block}" for stage in (0, 1) for block in (0, 1)}
+        expected = {f"{block}.{norm}" for block in blocks for norm in ("norm1", "norm2")}
+        # The embedding's norm feeds the residual stream; the last one the pooling.
+        assert changed == expected | {"layers.1.downsample.norm"}
+
+    def test_the_reduction_has_no_bias_so_its_norm_is_not_shifted(self) -> None:
+        before, after = self.folded()
+        assert self.is_scaled_only(before, after, "layers.1.downsample.norm")
+        assert not self.is_scaled_only(before, after, "layers.0.blocks.0.norm1")
+        assert not self.is_scaled_only(before, after, "layers.0.blocks.0.norm2")
+        assert "layers.1.downsample.reduction.bias" not in after
+
+    def test_padded_windows_are_not_shifted(self) -> None:
+        before, after = self.folded(window_size=3)
+        assert self.is_scaled_only(before, after, "layers.0.blocks.0.norm1")
+        assert not self.is_scaled_only(before, after, "layers.0.blocks.0.norm2")
+
+
+def test_a_norm_without_bias_is_scaled() -> None:
+    torch.manual_seed(1)
+    norm, layer = nn.LayerNorm(12, bias=False), nn.Linear(12, 7, bias=False)
+    norm.weight.data[3] = 20.0
+    x = torch.randn(300, 12)
+    with torch.no_grad():
+        before = layer(norm(x))
+        strength = equalise_norm(norm, [layer], statistics_of(norm(x)), **GRIDS, shift=False)
+        assert strength > 0
+        assert norm.weight[3] < 19
+        torch.testing.assert_close(layer(norm(x)), before, rtol=1e-5, atol=2e-5)
+
+
+class TestUnfused:
+    """Queries, keys and values from layers of their own, with the weights of a fused one."""
+
+    def twins(self) -> tuple[nn.Module, nn.Module]:
+        fused, unfused = (tiny_vit(attn_layer=layer) for layer in (AttentionRope, UnfusedAttention))
+        state = fused.state_dict()
+        for name in [name for name in state if ".qkv." in name]:
+            for part, rows in zip("qkv", state.pop(name).chunk(3), strict=True):
+                state[name.replace("qkv", f"{part}_proj")] = rows.clone()
+        unfused.load_state_dict(state)
+        for module in unfused.modules():
+            if type(module) is UnfusedAttention:
+                module.__class__ = AttentionRope
+        return expose_attention(fused), expose_attention(unfused)
+
+    def test_the_same_is_folded(self) -> None:
+        settings = quantization(4, 4, skewed_grids=False)
+        fused, unfused = (calibrated(model, settings) for model in self.twins())
+        for block in (0, 1):
+            qkv = fused.blocks[block].attn.qkv
+            for index, part in enumerate("qkv"):
+                layer = unfused.blocks[block].attn.get_submodule(f"{part}_proj")
+                rows = slice(48 * index, 48 * index + 48)
+                torch.testing.assert_close(layer.weight, qkv.weight[rows], rtol=1e-4, atol=1e-5)
+                torch.testing.assert_close(layer.bias, qkv.bias[rows], rtol=1e-4, atol=1e-5)
+            for name in ("norm1.weight", "norm1.bias", "attn.proj.bias", "attn.proj.weight"):
+                ours = unfused.get_parameter(f"blocks.{block}.{name}")
+                theirs = fused.get_parameter(f"blocks.{block}.{name}")
+                torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+    def test_keeps_the_function(self) -> None:
+        model = self.twins()[1]
+        before = outputs(model)
+        student = calibrated(model, quantization(4, 4))
+        set_quantizers(student, enabled=False)
+        assert_same_function(student, before)

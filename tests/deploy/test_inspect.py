@@ -82,11 +82,38 @@ def test_quantizers_are_grouped_by_kind_and_bits() -> None:
     ]
 
 
+def test_coverage_counts_products_and_names_those_left_out(run: RunDirectory) -> None:
+    products = [
+        {"name": "embed", "kind": "convolution", "quantizers": [None, "embed.weight"]}
+        | {"reason": "the recipe leaves its input in floating point"},
+        {"name": "a", "kind": "linear", "quantizers": ["a.input", "a.weight"], "reason": None},
+        {"name": "b", "kind": "linear", "quantizers": ["b.input", "b.weight"], "reason": None},
+    ]
+    table = make_table().model_dump(mode="json") | {"products": products}
+    run.write_json(run.TABLE, table)
+    assert inspect_json(run.root)["coverage"] == [
+        {"kind": "convolution", "products": 1, "quantized": 0, "others": products[:1]},
+        {"kind": "linear", "products": 2, "quantized": 2, "others": []},
+    ]
+    output = " ".join(inspect(run.root).output.split())
+    assert "embed: the recipe leaves" in output
+    assert "│ linear │ 2 │ 2 │ - │" in output
+
+
+def test_a_table_without_products_has_no_coverage(run: RunDirectory) -> None:
+    table = json.loads(run.path(run.TABLE).read_text())
+    del table["products"]
+    run.write_json(run.TABLE, table)
+    assert inspect_json(run.root)["coverage"] is None
+    assert "Products" not in inspect(run.root).output
+
+
 def test_an_unfinished_run_has_no_quantizers(run: RunDirectory) -> None:
     files = {path: run.manifest.files[path] for path in [run.QUANTIZED]}
     unfinished = RunDirectory(run.root, run.manifest.model_copy(update={"files": files}))
     summary = summarise_run(unfinished)
     assert summary.quantizers is None
+    assert summary.coverage is None
     assert [export.finished for export in summary.exports] == [False]
     assert [file.path for file in summary.files if not file.recorded] == [
         ONNX_PATH,

@@ -3,7 +3,15 @@ from __future__ import annotations
 import functools
 
 import pytest
-from _helpers.tiny_students import INPUT_SIZE, Exported, tiny_student, tiny_teacher
+from _helpers.tiny_students import (
+    INPUT_SIZE,
+    Exported,
+    tiny_student,
+    tiny_swin_student,
+    tiny_swin_teacher,
+    tiny_teacher,
+    tiny_vit,
+)
 
 from mimiq_export.export_run import export_model
 from mimiq_export.provenance import ExportProvenance
@@ -33,13 +41,22 @@ def _exported(weight_bits: int, activation_bits: int, skewed: bool = False) -> E
     student = tiny_student(weight_bits, activation_bits, skewed=skewed)
     bits = f"w{weight_bits}a{activation_bits}"
     graph = export_model(student, target="ort-cpu", provenance=provenance_of(bits))
-    return Exported(student, graph)
+    return Exported(student, graph, tiny_teacher())
+
+
+@functools.cache
+def _exported_swin(weight_bits: int, activation_bits: int) -> Exported:
+    student = tiny_swin_student(weight_bits, activation_bits)
+    bits = f"w{weight_bits}a{activation_bits}"
+    graph = export_model(student, target="ort-cpu", provenance=provenance_of(bits))
+    return Exported(student, graph, tiny_swin_teacher())
 
 
 @pytest.fixture(scope="session")
 def exported_teacher() -> Exported:
     teacher = tiny_teacher()
-    return Exported(teacher, export_model(teacher, target="fp32", provenance=provenance_of("fp32")))
+    graph = export_model(teacher, target="fp32", provenance=provenance_of("fp32"))
+    return Exported(teacher, graph, tiny_vit())
 
 
 @pytest.fixture(scope="session")
@@ -49,8 +66,9 @@ def exported_w4a4() -> Exported:
 
 @pytest.fixture(
     scope="session",
-    params=[(8, 8), (4, 4), (2, 3), (8, 8, True), (4, 4, True)],
-    ids=["w8a8", "w4a4", "w2a3", "w8a8-skewed", "w4a4-skewed"],
+    params=[(8, 8), (4, 4), (2, 3), (8, 8, True), (4, 4, True), ("swin", 8, 8)],
+    ids=["w8a8", "w4a4", "w2a3", "w8a8-skewed", "w4a4-skewed", "swin-w8a8"],
 )
 def exported(request: pytest.FixtureRequest) -> Exported:
-    return _exported(*request.param)
+    family, *bits = request.param
+    return _exported_swin(*bits) if family == "swin" else _exported(*request.param)

@@ -7,7 +7,15 @@ import onnx_ir as ir
 import pytest
 import torch
 from _helpers.onnx_graphs import run_ort
-from _helpers.tiny_students import INPUT_SIZE, images, tiny_student, tiny_teacher, tiny_vit
+from _helpers.tiny_students import (
+    INPUT_SIZE,
+    images,
+    tiny_student,
+    tiny_swin,
+    tiny_swin_student,
+    tiny_teacher,
+    tiny_vit,
+)
 from torch import Tensor, nn
 
 from mimiq_calib.conversion.convert import build_student, expose_attention, quantizers_of
@@ -91,11 +99,13 @@ def test_equal_parameters_keep_their_own_names() -> None:
         {"name": "deit_tiny_distilled_patch16_224", "depth": 1},
         {"depth": 1, "global_pool": "avg", "class_token": False},
         {"depth": 1, "qkv_bias": False, "init_values": 0.1},
+        {"depths": (2, 1)},
+        {"depths": (2, 1), "window_size": 3},
     ],
-    ids=["distilled", "average-pooling", "layer-scale"],
+    ids=["distilled", "average-pooling", "layer-scale", "swin", "swin-padded"],
 )
 def test_other_architectures_mean_the_same(arguments: dict[str, object]) -> None:
-    model = tiny_vit(**arguments)
+    model = tiny_swin(**arguments) if "depths" in arguments else tiny_vit(**arguments)
     graph = capture(expose_attention(model), INPUT_SIZE)
     with torch.no_grad():
         expected = model(images(3)).numpy()
@@ -103,6 +113,17 @@ def test_other_architectures_mean_the_same(arguments: dict[str, object]) -> None
     np.testing.assert_allclose(
         run_ort(graph, {"images": images(3).numpy()})[0], expected, atol=1e-5
     )
+
+
+def test_what_swin_computes_from_constants_is_computed_once() -> None:
+    graph = capture(tiny_swin_student(8, 8), INPUT_SIZE).graph
+    counts = Counter(node.op_type for node in graph)
+    # No index into the table of relative positions, no pad of a grid that needs none.
+    assert not {"Gather", "GatherND", "Pad", "Shape", "Constant", "Identity"} & set(counts)
+    blocks = [f"layers.{stage}.blocks.{block}.attn/Add" for stage in (0, 1) for block in (0, 1)]
+    adds = {node.name: node for node in graph if node.name in blocks}
+    for name in blocks:
+        assert adds[name].inputs[1].name == f"{name}_constant"
 
 
 def test_capture_is_silent_and_changes_nothing(capfd: pytest.CaptureFixture[str]) -> None:

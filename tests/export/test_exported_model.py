@@ -11,10 +11,11 @@ import onnx_ir as ir
 import pytest
 import torch
 from _helpers.onnx_graphs import Array, run_ort, run_reference
-from _helpers.tiny_students import Exported, images, tiny_teacher, tiny_vit
+from _helpers.tiny_students import Exported, images
 from torch import nn
 
 from mimiq_calib.conversion.convert import quantizers_of
+from mimiq_calib.conversion.coverage import list_products
 from mimiq_calib.engine_arithmetic.convert import in_engine_arithmetic
 from mimiq_runtime.grid import CONTAINER_MAX, CONTAINER_MIN
 from mimiq_runtime.quantization_table import TensorKind
@@ -28,15 +29,15 @@ def torch_logits(model: nn.Module, batch: int) -> Array:
         return model(images(batch)).numpy()
 
 
-def assert_same_logits(student: nn.Module, logits: Array, batch: int) -> None:
+def assert_same_logits(exported: Exported, logits: Array, batch: int) -> None:
     """Equal but for codes that flip at a tie.
 
     Engines sum in another order than torch, so an activation that lies within the last bits of a
     tie may take the neighbouring code, which shifts others. Flips can only move the logits by a
     part of what quantization itself moves them by: a wrong grid, scale or axis moves them more.
     """
-    expected = torch_logits(student, batch)
-    quantization = np.abs(expected - torch_logits(tiny_teacher(), batch)).max()
+    expected = torch_logits(exported.torch_model, batch)
+    quantization = np.abs(expected - torch_logits(exported.original, batch)).max()
     error = np.abs(logits - expected).max(axis=1)
     assert error.max() <= 0.1 * quantization
     # Flips are rare and stay within their image: all images but one agree to single precision.
@@ -51,7 +52,7 @@ def test_onnx_runtime_gives_the_students_logits(
     feeds = {"images": images(batch).numpy()}
     (logits,) = run_ort(exported.graph, feeds, optimize=optimize)
     assert logits.shape == (batch, 10)
-    assert_same_logits(exported.torch_model, logits, batch)
+    assert_same_logits(exported, logits, batch)
 
 
 def test_onnx_runtime_gives_the_bits_of_the_student_in_engine_arithmetic(
@@ -70,7 +71,7 @@ def test_onnx_runtime_gives_the_bits_of_the_student_in_engine_arithmetic(
 @pytest.mark.parametrize("batch", [1, 2])
 def test_the_onnx_reference_gives_the_students_logits(exported: Exported, batch: int) -> None:
     (logits,) = run_reference(exported.graph, {"images": images(batch).numpy()})
-    assert_same_logits(exported.torch_model, logits, batch)
+    assert_same_logits(exported, logits, batch)
 
 
 def test_every_quantizer_gives_the_codes_of_torch(exported: Exported) -> None:
@@ -139,7 +140,7 @@ def test_the_graph_is_valid_opset_20_of_onnx_operators_only(exported: Exported) 
 
 def test_every_product_takes_dequantized_tensors_directly(exported: Exported) -> None:
     products = [node for node in exported.graph.graph if node.op_type in {"Conv", "Gemm", "MatMul"}]
-    assert len(products) == 14
+    assert len(products) == len(list_products(exported.torch_model))
     for node in products:
         producers = [value.producer().op_type for value in node.inputs[:2]]
         assert producers == ["DequantizeLinear"] * 2, node.name
@@ -160,14 +161,25 @@ def test_no_floating_point_copy_of_a_quantized_weight_is_left(exported: Exported
         for name, value in exported.graph.graph.initializers.items()
         if value.dtype == ir.DataType.FLOAT and len(value.shape) >= 2
     }
-    assert matrices == {"cls_token", "pos_embed"}
+    added = {
+        value.name
+        for node in exported.graph.graph
+        if node.op_type == "Add"
+        for value in node.inputs
+        if value.name in matrices
+    }
+    # Position embeddings, position biases and masks; and the class token, put in front.
+    assert matrices - added <= {"cls_token"}
+    assert added
 
 
 @pytest.mark.parametrize("batch", [1, 2, 5])
 def test_the_teacher_equals_timm(exported_teacher: Exported, batch: int) -> None:
     (logits,) = run_ort(exported_teacher.graph, {"images": images(batch).numpy()})
     # Single precision, another order of summation.
-    np.testing.assert_allclose(logits, torch_logits(tiny_vit(), batch), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(
+        logits, torch_logits(exported_teacher.original, batch), rtol=0, atol=1e-5
+    )
 
 
 def test_onnx_runtime_makes_every_matrix_product_an_integer_product(
@@ -176,8 +188,9 @@ def test_onnx_runtime_makes_every_matrix_product_an_integer_product(
     optimized = tmp_path / "optimized.onnx"
     run_ort(exported.graph, {"images": images(1).numpy()}, optimized_path=optimized)
     counts = Counter(node.op_type for node in onnx.load(optimized).graph.node)
-    # The patch embedding; qkv, two products of attention, proj, fc1, fc2 in each of two blocks.
-    assert counts["MatMulIntegerToFloat"] + counts["QLinearMatMul"] == 1 + 2 * 6
+    # All but the head.
+    expected = len(list_products(exported.torch_model)) - 1
+    assert counts["MatMulIntegerToFloat"] + counts["QLinearMatMul"] == expected
     assert counts["QGemm"] == 1  # the head
     assert not {"MatMul", "Gemm", "Conv", "FusedMatMul", "MatMulNBits"} & set(counts)
     assert counts["DequantizeLinear"] == 0

@@ -7,6 +7,7 @@ import onnx_ir as ir
 import pytest
 from _helpers.onnx_graphs import constant, fake_quantize, model_of, run_reference
 
+from mimiq_export.passes.idle_pads import RemoveIdlePadsPass
 from mimiq_export.passes.readable_names import ReadableNamesPass
 from mimiq_export.passes.split_gemm_bias import SplitGemmBiasPass
 from mimiq_export.passes.transpose_before_quantizer import TransposeBeforeQuantizerPass
@@ -90,6 +91,42 @@ def test_a_transpose_that_must_not_move_stays(arguments: dict[str, object]) -> N
     assert [node.op_type for node in model.graph] == ["FakeQuantize", "Transpose"]
 
 
+def padded(amounts: list[int], *, known: bool = True, last: bool = False) -> ir.Model:
+    x = ir.val("x", ir.DataType.FLOAT, ["n", 6])
+    y = ir.val("y", ir.DataType.FLOAT, ["n", None])
+    sides = ir.val("sides", ir.DataType.INT64, [4])
+    if known:
+        sides.const_value = ir.tensor(np.array(amounts), name="sides")
+    pad = ir.node("Pad", [x, sides], outputs=[y if last else ir.val("wide")], name="block/Pad")
+    nodes = [pad]
+    if not last:
+        nodes.append(ir.node("Neg", pad.outputs, outputs=[y], name="block/Neg"))
+    return model_of(nodes, [x] if known else [x, sides], [y])
+
+
+def test_a_pad_that_adds_nothing_is_removed() -> None:
+    model = padded([0, 0, 0, 0])
+    assert RemoveIdlePadsPass()(model).modified
+    assert [node.op_type for node in model.graph] == ["Neg"]
+    x = RANDOM.normal(size=(3, 6)).astype(np.float32)
+    np.testing.assert_array_equal(run_reference(model, {"x": x})[0], -x)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"amounts": [0, 0, 0, 2]},
+        {"amounts": [0] * 4, "known": False},
+        {"amounts": [0] * 4, "last": True},
+    ],
+    ids=["pads", "unknown", "output"],
+)
+def test_any_other_pad_stays(arguments: dict[str, object]) -> None:
+    model = padded(**arguments)
+    assert not RemoveIdlePadsPass()(model).modified
+    assert "Pad" in {node.op_type for node in model.graph}
+
+
 def test_names_follow_modules_and_never_repeat() -> None:
     x = ir.val("x", ir.DataType.FLOAT, [2])
     nodes = [ir.node("Neg", [x], name="node_1", outputs=[ir.val("val_1")])]
@@ -113,3 +150,12 @@ def test_names_follow_modules_and_never_repeat() -> None:
         "blocks.0.attn/Add_constant",
         "blocks.0.attn/Add_1_constant",
     }
+
+
+def test_parameters_keep_their_names() -> None:
+    x = ir.val("x", ir.DataType.FLOAT, [2])
+    add = ir.node("Add", [x, constant("cls_token", 1.0)], name="n", outputs=[ir.val("inner")])
+    last = ir.node("Add", [add.outputs[0], constant("index_1", 1.0)], outputs=[ir.val("y")])
+    model = model_of([add, last], [x], last.outputs)
+    ReadableNamesPass(keep={"cls_token"})(model)
+    assert set(model.graph.initializers) == {"cls_token", "Add_1_constant"}

@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 from typing import TYPE_CHECKING
 
-from timm.layers import Attention
+from timm.layers import Attention, AttentionRope
+from timm.models.swin_transformer import SwinTransformerBlock
 from torch import nn
 
-from mimiq_calib.conversion.attention import ExposedAttention
+from mimiq_calib.conversion.attention import ExposedAttention, ExposedTokenAttention
 from mimiq_calib.conversion.layers import QuantizedConv2d, QuantizedLinear
 from mimiq_calib.conversion.support import check_support
+from mimiq_calib.conversion.window_attention import ExposedWindowAttention
 from mimiq_calib.quantizers.quantizer import Quantizer, Skew
 from mimiq_runtime.grid import Grid
 from mimiq_runtime.quantization_table import TensorKind
@@ -39,8 +41,10 @@ def expose_attention(model: nn.Module) -> nn.Module:
     check_support(model)
     exposed = copy.deepcopy(model).eval().requires_grad_(False)
     for name, module in list(exposed.named_modules()):
-        if isinstance(module, Attention):
-            _replace(exposed, name, ExposedAttention(module, name).eval())
+        if isinstance(module, Attention | AttentionRope):
+            _replace(exposed, name, ExposedTokenAttention(module, name).eval())
+        elif isinstance(module, SwinTransformerBlock):
+            module.attn = ExposedWindowAttention(module, f"{name}.attn").eval()
     return exposed
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from timm.layers import Attention
+from timm.layers import Attention, AttentionRope
+from timm.models.swin_transformer import WindowAttention
 
 from mimiq_runtime.errors import UnsupportedModelError
 
@@ -13,22 +14,33 @@ if TYPE_CHECKING:
 
 __all__ = ["check_support"]
 
-_MODELS = {"VisionTransformer", "VisionTransformerDistilled"}
+_MODELS = {"SwinTransformer", "VisionTransformer", "VisionTransformerDistilled"}
+
+_ATTENTION = (Attention, AttentionRope, WindowAttention)
 
 _CONTAINERS = {
     "Block",
-    "ResPostBlock",
+    "ClassifierHead",
     "LayerScale",
     "Mlp",
     "PatchEmbed",
+    "PatchMerging",
+    "ResPostBlock",
+    "SelectAdaptivePool2d",
     "Sequential",
+    "SwinTransformerBlock",
+    "SwinTransformerStage",
     *_MODELS,
 }
 
-# Elementwise, or over the channels of one token: they stay in floating point and change no grid.
+# No products: they stay in floating point and change no grid.
 _FLOATING_POINT = {
     "Dropout",
     "DropPath",
+    "FastAdaptiveAvgMaxPool",
+    "FastAdaptiveAvgPool",
+    "FastAdaptiveCatAvgMaxPool",
+    "FastAdaptiveMaxPool",
     "GELU",
     "GELUTanh",
     "GELUQuick",
@@ -39,6 +51,7 @@ _FLOATING_POINT = {
     "ReLU",
     "RmsNorm",
     "SiLU",
+    "Softmax",
 }
 
 _QUANTIZED = {"Conv2d", "Linear"}
@@ -58,7 +71,7 @@ def check_support(model: nn.Module) -> None:
     _check_model(model)
     inside_attention: tuple[str, ...] = ()
     for name, module in model.named_modules():
-        if isinstance(module, Attention) and type(module) is Attention:
+        if type(module) in _ATTENTION:
             inside_attention += (f"{name}.",)
         elif not name.startswith(inside_attention) or not inside_attention:
             _check_module(name, module)
@@ -70,7 +83,9 @@ def _check_model(model: nn.Module) -> None:
     kind = type(model).__name__
     if _type_name(model) not in _MODELS:
         raise UnsupportedModelError(
-            kind, "only timm's VisionTransformer models (ViT, DeiT and DeiT distilled) can be used"
+            kind,
+            "only timm's VisionTransformer models (ViT, DeiT, DeiT distilled, DeiT-3) and its "
+            "SwinTransformer can be used",
         )
     if getattr(model, "num_classes", 0) < 1:
         raise UnsupportedModelError(kind, "it has no classifier (num_classes is 0)")

@@ -16,22 +16,32 @@ __all__ = ["augment_images", "make_augmentation"]
 BLUR_SHARE = 23 / 224
 """The paper's blur has a kernel of 23 pixels at an input of 224."""
 
+CHANNELS_WITH_COLOUR = (1, 3)
+"""Grayscale and RGB. Nobody knows what other channels are, so nothing changes their colour."""
 
-def make_augmentation(settings: AugmentationSettings, input_size: tuple[int, int]) -> v2.Transform:
+
+def make_augmentation(
+    settings: AugmentationSettings, input_size: tuple[int, int, int]
+) -> v2.Transform:
     """The chain of changes for one image in 0..1, ``(channels, height, width)``.
 
     Args:
-        settings: Which changes, and how likely.
-        input_size: Height and width of the result in pixels.
+        settings: Which changes, and how likely. Those of the colour are left out for images that
+            are neither grayscale nor RGB.
+        input_size: Channels of the images; height and width of the result in pixels.
     """
     if not settings.enabled:
         return v2.Identity()
-    kernel = 2 * max(1, round(BLUR_SHARE * min(input_size) / 2)) + 1
-    steps: list[v2.Transform] = [
-        v2.RandomResizedCrop(input_size, scale=(settings.smallest_crop, 1.0), antialias=True),
-        v2.RandomHorizontalFlip(0.5 if settings.flip else 0.0),
+    channels, *size = input_size
+    kernel = 2 * max(1, round(BLUR_SHARE * min(size) / 2)) + 1
+    colour: list[v2.Transform] = [
         v2.RandomApply([v2.ColorJitter(0.8, 0.8, 0.8, 0.2)], p=settings.colour),
         v2.RandomGrayscale(settings.grayscale),
+    ]
+    steps: list[v2.Transform] = [
+        v2.RandomResizedCrop(size, scale=(settings.smallest_crop, 1.0), antialias=True),
+        v2.RandomHorizontalFlip(0.5 if settings.flip else 0.0),
+        *(colour if channels in CHANNELS_WITH_COLOUR else []),
         v2.RandomApply([v2.GaussianBlur(kernel, (0.1, 2.0))], p=settings.blur),
     ]
     return v2.Compose(steps)

@@ -141,7 +141,7 @@ class _EpochImages:
     ) -> None:
         self._images = images
         self._batch_size = settings.batch_size
-        self._augmentation = make_augmentation(settings.augmentation, preprocessing.input_size[1:])
+        self._augmentation = make_augmentation(settings.augmentation, preprocessing.input_size)
         self._pixel_scale = PixelScale(preprocessing, device)
         self._seed = seed
         self._device = device

@@ -6,6 +6,9 @@ so :math:`P V = P (V - 1 c^\top) + 1 c^\top`, and the constant moves through the
 its bias. Both constants come out of the bias of the qkv layer. Centred values are quantized on a
 symmetric grid without waste, and what quantizing the probabilities takes from their row sums no
 longer meets a common offset of the values.
+
+Neither a position bias nor a mask changes this: both are added to the logits. Tokens that pad a
+window are zeros, so their keys and values are the bias and lose the constant as all others do.
 """
 
 from __future__ import annotations
@@ -28,24 +31,30 @@ def centring_applies(attention: ExposedAttention) -> bool:
     would have to commute with a constant, and does not.
     """
     plain = all(isinstance(part, nn.Identity) for part in (attention.k_norm, attention.norm))
-    layers = (attention.qkv, attention.proj)
+    makers = [attention.rows_of("key"), attention.rows_of("value")]
+    layers = [attention.proj, *(maker and maker[0] for maker in makers)]
     biased = all(isinstance(layer, nn.Linear) and layer.bias is not None for layer in layers)
     return plain and biased and attention.gate is None
 
 
 def centre_keys_and_values(attention: ExposedAttention, inputs: ChannelStatistics) -> None:
-    """Take the mean key and the mean value out of the qkv layer's bias.
+    """Take the mean key and the mean value out of the biases of the layers that make them.
 
     Args:
         attention: One to which centring applies; it is changed, its function is not.
-        inputs: Statistics of the qkv layer's input: its mean gives the mean key and value.
+        inputs: Statistics of the attention's input: its mean gives the mean key and value.
     """
-    qkv, proj = attention.qkv, attention.proj
-    assert isinstance(qkv, nn.Linear)
+    mean_input = inputs.mean().to(next(attention.parameters()).device)
+    _take_mean_out(attention.rows_of("key"), mean_input)
+    value_mean = _take_mean_out(attention.rows_of("value"), mean_input)
+    proj = attention.proj
     assert isinstance(proj, nn.Linear)
-    means: Tensor = qkv(inputs.mean().to(qkv.weight.device))
-    _, key_mean, value_mean = means.chunk(3)
-    size = len(key_mean)
-    qkv.bias.data[size : 2 * size] -= key_mean
-    qkv.bias.data[2 * size :] -= value_mean
     proj.bias.data += proj.weight @ value_mean
+
+
+def _take_mean_out(maker: tuple[nn.Linear, slice] | None, mean_input: Tensor) -> Tensor:
+    assert maker is not None  # centring applies
+    layer, rows = maker
+    mean: Tensor = layer(mean_input)[rows]
+    layer.bias.data[rows] -= mean
+    return mean

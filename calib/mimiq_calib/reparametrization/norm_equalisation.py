@@ -6,6 +6,9 @@ gives with :math:`\gamma / d` and :math:`(\beta - z) / d`, and the Linear layers
 all channels fits each of them. The factor is :math:`d_c = r_c^\alpha` for half-ranges
 :math:`r_c`: RepQ-ViT (arXiv 2212.08254) has :math:`\alpha = 1`, SmoothQuant (arXiv 2211.10438) a
 fixed compromise; here each layer gets the :math:`\alpha` with the least error of its own output.
+
+The factor alone needs no bias, and leaves zeros that pad the output as they are: where the shift
+would not be exact, z is 0.
 """
 
 from __future__ import annotations
@@ -38,30 +41,37 @@ def equalise_norm(
     *,
     weight_grid: Grid,
     activation_grid: Grid,
+    shift: bool = True,
 ) -> float:
     """Shift and scale the channels of a LayerNorm's output for the grids that follow.
 
     Args:
-        norm: With weight and bias; changed.
-        layers: Every Linear layer that takes its output, each with a bias; changed.
+        norm: With a weight; changed.
+        layers: Every Linear layer that takes its output; changed.
         outputs: Statistics of the LayerNorm's output.
         weight_grid: Grid of the layers' weights.
         activation_grid: Grid of the LayerNorm's output.
+        shift: Whether channels are shifted, not only scaled. The LayerNorm and each layer need a
+            bias for it, and nothing may be put between them that is not shifted, too.
 
     Returns:
         The strength that was chosen, 0 (shift only) to 1 (all channels have the same range).
     """
     rows = outputs.rows()
-    shift, half_range = channel_ranges(rows)
+    middle, half_range = channel_ranges(rows)
+    if not shift:
+        middle, half_range = torch.zeros_like(middle), half_range + middle.abs()
     weight = torch.cat([layer.weight for layer in layers])
     strength, factor = choose_factor(
-        rows - shift,
+        rows - middle,
         half_range,
         weight,
         weight_grid=weight_grid,
         activation_grid=activation_grid,
     )
-    _fold(norm, layers, shift, factor)
+    if shift:
+        _fold_shift(norm, layers, middle)
+    _fold_factor(norm, layers, factor)
     return strength
 
 
@@ -126,9 +136,15 @@ def _quantized(values: Tensor, grid: Grid, *, per_row: bool) -> Tensor:
     return (quantize_to_codes(flat, scale, grid) * scale).view_as(values)
 
 
-def _fold(norm: nn.LayerNorm, layers: Sequence[nn.Linear], shift: Tensor, factor: Tensor) -> None:
-    norm.bias.data.sub_(shift).div_(factor)
-    norm.weight.data.div_(factor)
+def _fold_shift(norm: nn.LayerNorm, layers: Sequence[nn.Linear], shift: Tensor) -> None:
+    norm.bias.data.sub_(shift)
     for layer in layers:
         layer.bias.data.add_(layer.weight @ shift)
+
+
+def _fold_factor(norm: nn.LayerNorm, layers: Sequence[nn.Linear], factor: Tensor) -> None:
+    norm.weight.data.div_(factor)
+    if norm.bias is not None:
+        norm.bias.data.div_(factor)
+    for layer in layers:
         layer.weight.data.mul_(factor)

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from timm.layers import Mlp
+from timm.models.swin_transformer import PatchMerging, SwinTransformerBlock
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from mimiq_calib.conversion.attention import ExposedAttention
+from mimiq_calib.conversion.window_attention import ExposedWindowAttention
 from mimiq_calib.reparametrization.attention_centring import (
     centre_keys_and_values,
     centring_applies,
 )
 from mimiq_calib.reparametrization.norm_equalisation import equalise_norm
-from mimiq_calib.reparametrization.statistics import ChannelStatistics, watch_inputs
+from mimiq_calib.reparametrization.statistics import watch_inputs
 from mimiq_calib.reparametrization.value_equalisation import equalise_values
 from mimiq_runtime.grid import Grid
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from mimiq_calib.pixels import PixelScale
     from mimiq_calib.recipe import QuantizationSettings
@@ -50,74 +53,91 @@ def reparametrize(
     """
     weight_grid = Grid.signed(settings.weight_bits)
     activation_grid = Grid.signed(settings.activation_bits)
-    blocks: list[tuple[str, Block]] = [
-        (name, module) for name, module in model.named_modules() if _is_pre_norm(module)
-    ]
+    attentions = list(_pre_norm_attentions(model))
+    folds = list(_folds(model))
     watched: dict[str, nn.Module] = {}
-    for name, block in blocks:
-        watched |= {f"{name}.qkv": block.attn.qkv, f"{name}.proj": block.attn.proj}
-        if isinstance(block.mlp, Mlp):
-            watched[f"{name}.fc1"] = block.mlp.fc1
+    for name, attention in attentions:
+        watched |= {name: attention.input_layers()[0], f"{name}.proj": attention.proj}
+    watched |= {f"{fold.name} output": fold.layers[0] for fold in folds}
     device = next(model.parameters()).device
     with watch_inputs(watched) as statistics:
         for batch in torch.split(images, batch_size):
             model(pixel_scale.normalise(pixel_scale.to_unit(batch.to(device))))
             advance(len(batch), "")
-    for name, block in blocks:
-        attention: ExposedAttention = block.attn
-        qkv_inputs = statistics[f"{name}.qkv"]
-        if settings.centre_attention and centring_applies(attention):
-            centre_keys_and_values(attention, qkv_inputs)
-        if settings.equalise_channels:
-            _equalise(block.norm1, attention, qkv_inputs, weight_grid, activation_grid)
+    # Centring first: it reads the mean input, which equalisation changes.
+    if settings.centre_attention:
+        for name, attention in attentions:
+            if centring_applies(attention):
+                centre_keys_and_values(attention, statistics[name])
+    if settings.equalise_channels:
+        for fold in folds:
+            equalise_norm(
+                fold.norm,
+                fold.layers,
+                statistics[f"{fold.name} output"],
+                weight_grid=weight_grid,
+                activation_grid=activation_grid,
+                shift=fold.shift,
+            )
+        for name, attention in attentions:
             equalise_values(
                 attention,
                 statistics[f"{name}.proj"],
                 weight_grid=weight_grid,
                 activation_grid=activation_grid,
             )
-        if isinstance(block.mlp, Mlp):
-            _prepare_mlp(block, settings, statistics, name, weight_grid, activation_grid)
 
 
-def _prepare_mlp(
-    block: Block,
-    settings: QuantizationSettings,
-    statistics: dict[str, ChannelStatistics],
-    name: str,
-    weight_grid: Grid,
-    activation_grid: Grid,
-) -> None:
-    mlp = block.mlp
-    if settings.equalise_channels and _can_fold(block.norm2, mlp.fc1):
-        equalise_norm(
-            block.norm2,
-            [mlp.fc1],
-            statistics[f"{name}.fc1"],
-            weight_grid=weight_grid,
-            activation_grid=activation_grid,
-        )
+@dataclass(frozen=True)
+class _Fold:
+    """A LayerNorm and all the layers that take its output.
+
+    Attributes:
+        name: Dotted name of the LayerNorm.
+        norm: The LayerNorm, with a weight.
+        layers: At least one.
+        shift: Whether a shift can be folded, and not only a factor.
+    """
+
+    name: str
+    norm: nn.LayerNorm
+    layers: list[nn.Linear]
+    shift: bool
 
 
-def _equalise(
-    norm: nn.LayerNorm,
-    attention: ExposedAttention,
-    outputs: ChannelStatistics,
-    weight_grid: Grid,
-    activation_grid: Grid,
-) -> None:
-    layers = [layer for layer in (attention.qkv, attention.gate) if isinstance(layer, nn.Linear)]
-    if all(_can_fold(norm, layer) for layer in layers):
-        equalise_norm(
-            norm, layers, outputs, weight_grid=weight_grid, activation_grid=activation_grid
-        )
+def _pre_norm_attentions(model: nn.Module) -> Iterator[tuple[str, ExposedAttention]]:
+    for name, module in model.named_modules():
+        if _is_pre_norm(module):
+            yield f"{name}.attn", module.attn
 
 
-def _can_fold(norm: nn.Module, layer: nn.Module) -> bool:
-    affine = isinstance(norm, nn.LayerNorm) and norm.weight is not None and norm.bias is not None
-    return affine and isinstance(layer, nn.Linear) and layer.bias is not None
+def _folds(model: nn.Module) -> Iterator[_Fold]:
+    """Everywhere that a LayerNorm stands directly before Linear layers, whole model in order."""
+    for name, module in model.named_modules():
+        found: list[_Fold | None] = []
+        if _is_pre_norm(module):
+            attention: ExposedAttention = module.attn
+            pads = isinstance(attention, ExposedWindowAttention) and attention.places is not None
+            # Swin pads behind the norm, with zeros that no shift moves.
+            found = [_fold(f"{name}.norm1", module.norm1, attention.input_layers(), shift=not pads)]
+            if type(module.mlp) is Mlp:
+                found.append(_fold(f"{name}.norm2", module.norm2, [module.mlp.fc1]))
+        elif type(module) is PatchMerging:
+            found = [_fold(f"{name}.norm", module.norm, [module.reduction])]
+        yield from (fold for fold in found if fold is not None)
+
+
+def _fold(
+    name: str, norm: nn.Module, layers: list[nn.Module], *, shift: bool = True
+) -> _Fold | None:
+    linear = [layer for layer in layers if isinstance(layer, nn.Linear)]
+    if not isinstance(norm, nn.LayerNorm) or norm.weight is None or linear != layers:
+        return None
+    biased = all(part.bias is not None for part in (norm, *linear))
+    return _Fold(name, norm, linear, shift=shift and biased)
 
 
 def _is_pre_norm(module: nn.Module) -> bool:
-    """Timm's Block: normalisation stands directly before attention and before the MLP."""
-    return type(module) is Block and isinstance(module.attn, ExposedAttention)
+    """Timm's blocks whose normalisations stand directly before attention and before the MLP."""
+    known = type(module) in (Block, SwinTransformerBlock)
+    return known and isinstance(module.attn, ExposedAttention)

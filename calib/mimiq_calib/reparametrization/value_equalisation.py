@@ -40,11 +40,11 @@ def equalise_values(
         The strength that was chosen, 0 to 1; None where a normalisation stands before the
         projection, or the layers are not linear, and nothing was changed.
     """
-    qkv, proj = attention.qkv, attention.proj
-    if not (
-        isinstance(attention.norm, nn.Identity)
-        and isinstance(qkv, nn.Linear)
-        and isinstance(proj, nn.Linear)
+    maker, proj = attention.rows_of("value"), attention.proj
+    if (
+        maker is None
+        or not isinstance(proj, nn.Linear)
+        or not isinstance(attention.norm, nn.Identity)
     ):
         return None
     middle, half_range = channel_ranges(outputs.rows())
@@ -55,9 +55,9 @@ def equalise_values(
         weight_grid=weight_grid,
         activation_grid=activation_grid,
     )
-    first_value = 2 * len(factor)
-    qkv.weight.data[first_value:] /= factor[:, None]
-    if qkv.bias is not None:
-        qkv.bias.data[first_value:] /= factor
+    layer, rows = maker
+    layer.weight.data[rows] /= factor[:, None]
+    if layer.bias is not None:
+        layer.bias.data[rows] /= factor
     proj.weight.data *= factor
     return strength

@@ -27,17 +27,20 @@ CONSTANT_SPREAD = 1e15
 """Makes zeros of a map without variation; its square is still a number in single precision."""
 
 
-def head_similarity(logits: Tensor) -> Tensor:
+def head_similarity(logits: Tensor, visible: Tensor | None = None) -> Tensor:
     """SSIM of every pair of heads for every query.
 
     Args:
-        logits: ``(batch, heads, queries, keys)``, prefix tokens removed, any floating type.
+        logits: ``(..., heads, queries, keys)``, prefix tokens removed, any floating type.
+        visible: Which keys belong to a query's map, bool, ``(..., queries, keys)`` with the
+            leading axes of ``logits`` or some of the last of them; at least one key for each
+            query. Other keys enter no statistic and get no gradient. None for all keys.
 
     Returns:
-        ``(batch, queries, heads, heads)``, single precision, symmetric, -1 to 1. A map without
+        ``(..., queries, heads, heads)``, single precision, symmetric, -1 to 1. A map without
         any variation counts as a map of zeros, and gets no gradient.
     """
-    low, high, mean, covariance = _MapStatistics.apply(logits)
+    low, high, mean, covariance = _MapStatistics.apply(logits, visible)
     # SSIM of normalised maps from the statistics of raw ones: normalising is affine.
     # Rounding of a constant map's mean, divided by next to nothing, would be any number.
     spread = (high - low + RANGE_EPSILON).masked_fill(high == low, CONSTANT_SPREAD)
@@ -90,28 +93,47 @@ class _MapStatistics(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        maps = logits.transpose(1, 2)
-        low, at_low = maps.min(dim=-1)
-        high, at_high = maps.max(dim=-1)
-        mean = maps.mean(dim=-1, dtype=torch.float32)
-        # Contiguous as (batch, queries, heads, keys), so that the product needs no other copy.
+    def forward(
+        ctx: Any, logits: Tensor, visible: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        maps = logits.transpose(-3, -2)
+        # (..., queries, 1, keys): one mask for all heads.
+        hidden = None if visible is None else ~visible[..., None, :]
+        low, at_low = _filled(maps, hidden, float("inf")).min(dim=-1)
+        high, at_high = _filled(maps, hidden, float("-inf")).max(dim=-1)
+        keys = _count_keys(maps, hidden)
+        mean = _filled(maps, hidden, 0.0).sum(dim=-1, dtype=torch.float32) / keys
+        # Contiguous as (..., queries, heads, keys), so that the product needs no other copy.
         centred = torch.empty(maps.shape, dtype=torch.float32, device=maps.device)
         torch.sub(maps, mean[..., None], out=centred)
-        covariance = centred @ centred.mT / maps.shape[-1]
-        ctx.save_for_backward(centred, at_low, at_high)
+        if hidden is not None:
+            centred.masked_fill_(hidden, 0.0)
+        covariance = centred @ centred.mT / keys[..., None]
+        ctx.save_for_backward(centred, at_low, at_high, keys, hidden)
         ctx.dtype = logits.dtype
         return low.float(), high.float(), mean, covariance
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         low_gradient, high_gradient, mean_gradient, covariance_gradient = gradients
-        centred, at_low, at_high = ctx.saved_tensors
-        keys = centred.shape[-1]
+        centred, at_low, at_high, keys, hidden = ctx.saved_tensors
         # d cov_ij / d x_i = centred_j / keys: centring adds nothing, its rows sum to zero.
-        symmetric = (covariance_gradient + covariance_gradient.mT) / keys
+        symmetric = (covariance_gradient + covariance_gradient.mT) / keys[..., None]
         gradient = torch.matmul(symmetric, centred)
-        gradient += mean_gradient[..., None] / keys
+        gradient += (mean_gradient / keys)[..., None]
+        if hidden is not None:
+            gradient.masked_fill_(hidden, 0.0)
         gradient.scatter_add_(-1, at_low[..., None], low_gradient[..., None])
         gradient.scatter_add_(-1, at_high[..., None], high_gradient[..., None])
-        return gradient.transpose(1, 2).to(ctx.dtype)
+        return gradient.transpose(-3, -2).to(ctx.dtype), None
+
+
+def _filled(maps: Tensor, hidden: Tensor | None, value: float) -> Tensor:
+    return maps if hidden is None else maps.masked_fill(hidden, value)
+
+
+def _count_keys(maps: Tensor, hidden: Tensor | None) -> Tensor:
+    """How many keys each map has, to divide statistics ``(..., queries, heads)`` by."""
+    if hidden is None:
+        return torch.full((1, 1), maps.shape[-1], dtype=torch.float32, device=maps.device)
+    return (~hidden).sum(dim=-1, dtype=torch.float32)

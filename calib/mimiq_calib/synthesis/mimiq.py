@@ -16,11 +16,8 @@ from torch import Tensor, nn
 from mimiq_calib.pixels import PixelScale
 from mimiq_calib.precision import autocast, resolve_precision
 from mimiq_calib.synthesis.augmentation import SynthesisAugmentation
-from mimiq_calib.synthesis.head_similarity import (
-    head_similarity,
-    inter_head_loss,
-    mean_head_similarity,
-)
+from mimiq_calib.synthesis.head_similarity import inter_head_loss, mean_head_similarity
+from mimiq_calib.synthesis.layer_similarity import layer_similarities
 from mimiq_calib.synthesis.total_variation import total_variation
 from mimiq_calib.taps import attention_taps
 from mimiq_runtime.errors import InvalidInputError
@@ -124,7 +121,6 @@ class _Objective:
         self._settings = settings
         self._labels = labels
         self._precision = precision
-        self._prefix = int(getattr(teacher, "num_prefix_tokens", 0))
 
     def __call__(self, images: Tensor, augmented: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         settings = self._settings
@@ -133,9 +129,8 @@ class _Objective:
             autocast(self._precision, images.device),
         ):
             class_logits = self._teacher(augmented)
-            # Prefix tokens (class, distillation, registers) are no places in the image.
-            maps = [tap[..., self._prefix :, self._prefix :] for tap in taps]
-        similarities = [head_similarity(layer) for layer in maps]
+            logits = list(taps)
+        similarities = layer_similarities(self._teacher, logits)
         heads = torch.stack([inter_head_loss(layer) for layer in similarities]).mean()
         classes = F.cross_entropy(class_logits.float(), self._labels)
         variation = total_variation(images)

@@ -23,6 +23,8 @@ COLUMNS, ROWS, GAP = 8, 4, 2
 def write_preview(run: RunDirectory, shards: Sequence[str]) -> None:
     """Write the first images of a run as one PNG and record it.
 
+    One channel is shown as grayscale, three as RGB; of any other number the mean, as grayscale.
+
     Args:
         run: The run.
         shards: Names of its shards, in order.
@@ -31,7 +33,10 @@ def write_preview(run: RunDirectory, shards: Sequence[str]) -> None:
     for shard in shards:
         if len(images) >= COLUMNS * ROWS:
             break
-        images.extend(run.read_tensors(shard, made_by="mimiq-deploy calibrate")["images"])
+        shown = run.read_tensors(shard, made_by="mimiq-deploy calibrate")["images"]
+        if shown.shape[1] not in (1, 3):
+            shown = shown.mean(axis=1, keepdims=True).round().astype(np.uint8)
+        images.extend(shown)
     with atomic_path(run.path(PREVIEW)) as temporary:
         _grid(images[: COLUMNS * ROWS]).save(temporary, format="PNG")
     run.record_files(PREVIEW)

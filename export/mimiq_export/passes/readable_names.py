@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import re
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
@@ -12,12 +11,11 @@ import onnx_ir as ir
 from mimiq_export.fake_quantize import is_fake_quantize
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
 __all__ = ["ReadableNamesPass"]
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
-_INVENTED = re.compile(r"val_\d+")
 
 
 class ReadableNamesPass(ir.passes.InPlacePass):
@@ -29,8 +27,15 @@ class ReadableNamesPass(ir.passes.InPlacePass):
     3. A name that is taken gets ``_1``, ``_2`` and so on, in the order of the graph.
     4. Outputs are called ``<node>_output``; inputs and outputs of the graph keep their names.
     5. A constant that the exporter made up is called ``<node>_constant`` after its first user;
-       parameters keep their names.
+       parameters and buffers keep their names.
+
+    Args:
+        keep: Names of the model's parameters and buffers.
     """
+
+    def __init__(self, keep: Collection[str] = ()) -> None:
+        super().__init__()
+        self._keep = keep
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Apply the rules; nothing but names changes."""
@@ -41,7 +46,7 @@ class ReadableNamesPass(ir.passes.InPlacePass):
                 if not output.is_graph_output():
                     output.name = unique(f"{node.name}_output{index or ''}")
         for initializer in list(model.graph.initializers.values()):
-            if _INVENTED.fullmatch(initializer.name or ""):
+            if initializer.name not in self._keep:
                 user = next(iter(initializer.consumers()), None)
                 initializer.name = unique(f"{user.name if user else 'unused'}_constant")
         return ir.passes.PassResult(model, modified=True)
