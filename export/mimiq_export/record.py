@@ -6,7 +6,9 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 import numpy as np
+from pydantic import Field
 
+from mimiq_export.lint.finding import Finding
 from mimiq_export.passes.node_marks import marked_grid, marked_quantizer
 from mimiq_runtime.manifest import FileRecord
 from mimiq_runtime.quantization_table import TensorKind
@@ -78,6 +80,7 @@ class ExportRecord(Schema):
         operators: How often each operator occurs.
         quantized: One row a quantizer, in the order of the graph.
         not_quantized: The products that stay in floating point.
+        lint: What the target's linter says about the file.
     """
 
     target: str
@@ -87,6 +90,7 @@ class ExportRecord(Schema):
     operators: dict[str, int]
     quantized: list[ExportedQuantizer]
     not_quantized: list[FloatingPointProduct]
+    lint: list[Finding] = Field(default_factory=list)
 
 
 def count_operators(model: ir.Model) -> dict[str, int]:

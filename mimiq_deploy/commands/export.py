@@ -6,10 +6,13 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mimiq_deploy.commands.findings import print_findings
 from mimiq_deploy.commands.options import json_option, output_console, print_json, run_argument
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+_SHOWN = 4
 
 
 @click.command(short_help="Write the ONNX model of a run")
@@ -36,6 +39,9 @@ def export(run: Path, target: str, as_json: bool) -> None:
         f"{run / onnx_path(target)}: {record.onnx.bytes / 1e6:.2f} MB, opset {record.opset}"
     )
     console.print(f"  {len(record.quantized)} quantized tensors")
-    for product in record.not_quantized:
+    for product in record.not_quantized[:_SHOWN]:
         console.print(f"  in floating point: {product.op_type} {product.node}: {product.reason}")
+    if len(record.not_quantized) > _SHOWN:
+        console.print(f"  and {len(record.not_quantized) - _SHOWN} more; export.json lists all")
+    print_findings(record.lint, target)
     console.print(f"Next: mimiq-deploy validate {run} --engine {target}")
