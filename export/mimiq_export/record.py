@@ -13,6 +13,7 @@ from mimiq_export.passes.node_marks import marked_grid, marked_quantizer
 from mimiq_runtime.manifest import FileRecord
 from mimiq_runtime.quantization_table import TensorKind
 from mimiq_runtime.schema import Schema
+from mimiq_runtime.scope import Scope
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -73,6 +74,7 @@ class ExportRecord(Schema):
 
     Attributes:
         target: Name of the target.
+        scope: Which products are quantized; None for the full-precision model.
         opset: Version of the ONNX operators.
         onnx: Digest and size of the ONNX file.
         external_data: Digest and size of each file that holds weights beside the ONNX file, by
@@ -84,6 +86,7 @@ class ExportRecord(Schema):
     """
 
     target: str
+    scope: Scope | None = None
     opset: int
     onnx: FileRecord
     external_data: dict[str, FileRecord]

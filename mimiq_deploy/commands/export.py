@@ -24,13 +24,22 @@ _SHOWN = 4
     metavar="NAME",
     help="Kind of engine that the ONNX is written for.",
 )
+@click.option("--trt", "target", flag_value="trt", help="The same as --target trt.")
+@click.option(
+    "--scope",
+    type=click.Choice(["linear", "full"]),
+    help="What is quantized: Linear layers and convolutions, or the products inside attention, "
+    "too. Without it, what is faster on the target.",
+)
 @json_option
-def export(run: Path, target: str, as_json: bool) -> None:
+def export(run: Path, target: str, scope: str | None, as_json: bool) -> None:
     """Write the quantized ONNX of RUN for a target, and the FP32 ONNX beside it."""
     from mimiq_deploy.exporting import export_run, onnx_path
     from mimiq_runtime.run_directory import RunDirectory
+    from mimiq_runtime.scope import Scope
 
-    record = export_run(RunDirectory.open(run), target)
+    chosen = None if scope is None else Scope(scope)
+    record = export_run(RunDirectory.open(run), target, scope=chosen)
     if as_json:
         print_json(record.model_dump(mode="json"))
         return
@@ -38,7 +47,8 @@ def export(run: Path, target: str, as_json: bool) -> None:
     console.print(
         f"{run / onnx_path(target)}: {record.onnx.bytes / 1e6:.2f} MB, opset {record.opset}"
     )
-    console.print(f"  {len(record.quantized)} quantized tensors")
+    scope_note = "" if record.scope is None else f", scope {record.scope}"
+    console.print(f"  {len(record.quantized)} quantized tensors{scope_note}")
     for product in record.not_quantized[:_SHOWN]:
         console.print(f"  in floating point: {product.op_type} {product.node}: {product.reason}")
     if len(record.not_quantized) > _SHOWN:

@@ -14,6 +14,7 @@ from mimiq_export.passes.split_gemm_bias import SplitGemmBiasPass
 from mimiq_export.passes.split_heads import SplitHeadsPass
 from mimiq_export.passes.transpose_before_quantizer import TransposeBeforeQuantizerPass
 from mimiq_export.targets.target import Target
+from mimiq_runtime.scope import Scope
 
 __all__ = ["ORT_CPU"]
 
@@ -21,6 +22,8 @@ ORT_CPU = Target(
     name="ort-cpu",
     # Gelu needs 20; from 21 on int8 Q/DQ next to a Reshape does not load in ONNX Runtime 1.32.
     opset=20,
+    # Integer attention is a little faster than Softmax and products in single precision.
+    default_scope=Scope.FULL,
     passes=(
         SplitGemmBiasPass(),
         PatchEmbeddingAsMatmulPass(),
