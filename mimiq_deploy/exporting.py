@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import time
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mimiq_runtime.errors import InvalidInputError, RunDirectoryError
 from mimiq_runtime.reference import REFERENCE_IMAGES, reference_path
+from mimiq_runtime.scope import Scope
 
 if TYPE_CHECKING:
     from torch import nn
@@ -17,7 +20,7 @@ if TYPE_CHECKING:
     from mimiq_export.record import ExportRecord
     from mimiq_runtime.run_directory import RunDirectory
 
-__all__ = ["BASELINE", "HALF_BASELINE", "export_run", "onnx_path"]
+__all__ = ["BASELINE", "HALF_BASELINE", "export_run", "exported_scope", "onnx_path"]
 
 BASELINE = "fp32"
 """Name of the export that holds the full-precision model."""
@@ -31,7 +34,17 @@ def onnx_path(target: str) -> str:
     return f"export/{target}/model.onnx"
 
 
-def export_run(run: RunDirectory, target: str) -> ExportRecord:
+def exported_scope(run: RunDirectory, target: str) -> Scope:
+    """Which products an export quantizes, by its ``export.json``; ``full`` where that is silent."""
+    path = run.path(f"export/{target}/export.json")
+    try:
+        recorded = json.loads(path.read_text()).get("scope") if path.is_file() else None
+        return Scope(recorded or Scope.FULL)
+    except (AttributeError, ValueError) as error:
+        raise RunDirectoryError(f"{path} is damaged; export {target} again.") from error
+
+
+def export_run(run: RunDirectory, target: str, *, scope: Scope | None = None) -> ExportRecord:
     """Write a run's ONNX for a target, beside the full-precision ONNX of the same model.
 
     What the quantized torch model answers to some of the run's own images is written too, so
@@ -40,20 +53,26 @@ def export_run(run: RunDirectory, target: str) -> ExportRecord:
     Args:
         run: A calibrated run.
         target: Name of the target.
+        scope: Which products are quantized; the target's own choice if None.
 
     Returns:
         What was exported for the target.
 
     Raises:
-        InvalidInputError: There is no such target, or the run is not calibrated.
+        InvalidInputError: There is no such target, the run is not calibrated, or a scope is given
+            for the full-precision model.
         OnnxModelError: The exported graph is not valid.
     """
+    from mimiq_calib.conversion.scope import limit_scope
     from mimiq_calib.run_models import load_student, load_teacher
     from mimiq_export.targets.registry import get_target
 
     begun = time.monotonic()
     stage = f"export/{target}"
-    get_target(target)  # a wrong name is refused before any work
+    chosen = get_target(target)  # what is wrong is refused before any work
+    if target == BASELINE and scope is not None:
+        raise InvalidInputError(f"{BASELINE} quantizes nothing; leave the scope out.")
+    scope = scope or chosen.default_scope
     teacher = load_teacher(run)
     run.begin_stage(stage)
     if target == BASELINE:
@@ -62,18 +81,21 @@ def export_run(run: RunDirectory, target: str) -> ExportRecord:
         if onnx_path(BASELINE) not in run.manifest.files:
             _write(run, teacher, BASELINE, bits=BASELINE)
         student = load_student(run)
-        record = _write(run, student, target, bits=run.manifest.bits)
+        limit_scope(student, scope)
+        record = _write(run, student, target, bits=run.manifest.bits, scope=scope)
         _write_reference(run, teacher, student, target)
     run.finish_stage(stage, seconds=time.monotonic() - begun)
     return record
 
 
-def _write(run: RunDirectory, model: nn.Module, target: str, *, bits: str) -> ExportRecord:
+def _write(
+    run: RunDirectory, model: nn.Module, target: str, *, bits: str, scope: Scope | None = None
+) -> ExportRecord:
     from mimiq_export.export_run import export_model, write_onnx
 
     graph = export_model(model, target=target, provenance=_provenance(run, bits))
     relative = onnx_path(target)
-    record = write_onnx(graph, run.path(relative))
+    record = write_onnx(graph, run.path(relative)).model_copy(update={"scope": scope})
     folder = relative.rpartition("/")[0]
     run.record_files(relative, *(f"{folder}/{name}" for name in record.external_data))
     run.write_json(f"{folder}/export.json", record.model_dump(mode="json"))

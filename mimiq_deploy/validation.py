@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mimiq_deploy.engine_models import engine_model
-from mimiq_deploy.exporting import BASELINE
+from mimiq_deploy.exporting import BASELINE, exported_scope
 from mimiq_runtime.dataset import LabelledImages, iterate_batches, open_labelled_images
 from mimiq_runtime.gates import GateResult, evaluate_gates
 from mimiq_runtime.machine import describe_machine
@@ -20,6 +20,7 @@ from mimiq_runtime.preprocessing import normalise
 from mimiq_runtime.progress import progress_bar
 from mimiq_runtime.reference import read_reference
 from mimiq_runtime.schema import Schema
+from mimiq_runtime.scope import Scope
 from mimiq_runtime.session import Session, SessionInfo, open_session, target_of
 
 if TYPE_CHECKING:
@@ -71,7 +72,8 @@ class EngineReport(Schema):
         session: What ran.
         recorded: Parity with the quantized torch model as recorded at export, on some of the
             run's own calibration images.
-        parity: Parity on the pictures with each reference that could run; empty without pictures.
+        parity: Parity on the pictures with full precision and with the quantized torch model in
+            this engine's scope, as far as they could run; empty without pictures.
         accuracy: Accuracy on the pictures; None without pictures.
         gates: The gates that were set.
     """
@@ -156,7 +158,8 @@ def validate_run(
         skipped: dict[str, str] = {}
         logits: dict[str, NDArray[np.float32]] = {}
         if labelled is not None:
-            references, skipped = _open_references(run, stack, threads)
+            scopes = {exported_scope(run, target_of(engine)) for engine in engines}
+            references, skipped = _open_references(run, stack, threads, scopes)
             logits = _run_all({**references, **sessions}, run, labelled, batch_size)
     accuracies = {
         name: Accuracy(
@@ -168,15 +171,18 @@ def validate_run(
     }
     reports = {}
     for engine, session in sessions.items():
+        own = _quantized_references(exported_scope(run, target_of(engine)))
         parity = {
-            reference: compare_logits(logits[reference], logits[engine]) for reference in references
+            reference: compare_logits(logits[reference], logits[engine])
+            for reference in references
+            if reference in (FULL_PRECISION, *own)
         }
         reports[engine] = EngineReport(
             session=session.info,
             recorded=recorded[engine],
             parity=parity,
             accuracy=accuracies.get(engine),
-            gates=_gates(limits, recorded[engine], parity, accuracies, engine),
+            gates=_gates(limits, recorded[engine], parity.get(own[0]), accuracies, engine),
         )
     report = ValidationReport(
         machine=describe_machine(),
@@ -200,7 +206,7 @@ def _compare_with_recorded(run: RunDirectory, engine: str, session: Session) -> 
 
 
 def _open_references(
-    run: RunDirectory, stack: contextlib.ExitStack, threads: int | None
+    run: RunDirectory, stack: contextlib.ExitStack, threads: int | None, scopes: set[Scope]
 ) -> tuple[dict[str, Session], dict[str, str]]:
     references = {
         FULL_PRECISION: stack.enter_context(
@@ -209,22 +215,31 @@ def _open_references(
     }
     if importlib.util.find_spec("torch") is None or importlib.util.find_spec("timm") is None:
         return references, {FAKE_QUANTIZED: "torch and timm are not installed"}
+    from mimiq_calib.conversion.scope import limit_scope
     from mimiq_calib.engine_arithmetic.convert import in_engine_arithmetic
     from mimiq_calib.run_models import load_student
     from mimiq_calib.torch_session import TorchSession
 
-    student = load_student(run)
-    models = {FAKE_QUANTIZED: in_engine_arithmetic(student), FLOATING_POINT: student}
-    for name, model in models.items():
-        references[name] = stack.enter_context(
-            TorchSession(
-                model,
-                name=name,
-                origin=(run.QUANTIZED, run.manifest.files[run.QUANTIZED].sha256),
-                input_shape=run.manifest.preprocessing.input_size,
+    for scope in sorted(scopes):
+        student = load_student(run)
+        limit_scope(student, scope)
+        models = (in_engine_arithmetic(student), student)
+        for name, model in zip(_quantized_references(scope), models, strict=True):
+            references[name] = stack.enter_context(
+                TorchSession(
+                    model,
+                    name=name,
+                    origin=(run.QUANTIZED, run.manifest.files[run.QUANTIZED].sha256),
+                    input_shape=run.manifest.preprocessing.input_size,
+                )
             )
-        )
     return references, {}
+
+
+def _quantized_references(scope: Scope) -> tuple[str, str]:
+    """Names of the two quantized torch models of a scope: with products in integers, and not."""
+    suffix = "" if scope is Scope.FULL else f", {scope} scope"
+    return FAKE_QUANTIZED + suffix, FLOATING_POINT + suffix
 
 
 def _run_all(
@@ -244,12 +259,12 @@ def _run_all(
 def _gates(
     limits: GateLimits,
     recorded: LogitParity,
-    parity: dict[str, LogitParity],
+    quantized: LogitParity | None,
     accuracies: dict[str, Accuracy],
     engine: str,
 ) -> list[GateResult]:
     # Without pictures or torch, the recorded answers stand in for the quantized torch model.
-    same_answer = parity.get(FAKE_QUANTIZED, recorded).agreement
+    same_answer = (quantized or recorded).agreement
     accuracy = accuracies.get(engine)
     reference = accuracies.get(FULL_PRECISION)
     return list(

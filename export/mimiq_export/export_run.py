@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from mimiq_export.capture import capture
 from mimiq_export.fake_quantize import fake_quantizes
+from mimiq_export.lint.linters import lint_model
 from mimiq_export.passes.metadata import METADATA_PREFIX, WriteMetadataPass
 from mimiq_export.record import (
     ExportRecord,
@@ -99,14 +100,16 @@ def write_onnx(
     for stale in path.parent.glob(f"{glob.escape(path.name)}.{'[0-9a-f]' * 16}.data"):
         if stale != external:
             stale.unlink()
+    target = model.metadata_props.get(f"{METADATA_PREFIX}target", "")
     return ExportRecord(
-        target=model.metadata_props.get(f"{METADATA_PREFIX}target", ""),
+        target=target,
         opset=model.opset_imports[""],
         onnx=_file_record(path),
         external_data={external.name: _file_record(external)} if external else {},
         operators=count_operators(model),
         quantized=list_quantizers(model),
         not_quantized=list_floating_point_products(model),
+        lint=lint_model(model, target),
     )
 
 

@@ -6,11 +6,14 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 import numpy as np
+from pydantic import Field
 
+from mimiq_export.lint.finding import Finding
 from mimiq_export.passes.node_marks import marked_grid, marked_quantizer
 from mimiq_runtime.manifest import FileRecord
 from mimiq_runtime.quantization_table import TensorKind
 from mimiq_runtime.schema import Schema
+from mimiq_runtime.scope import Scope
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -71,6 +74,7 @@ class ExportRecord(Schema):
 
     Attributes:
         target: Name of the target.
+        scope: Which products are quantized; None for the full-precision model.
         opset: Version of the ONNX operators.
         onnx: Digest and size of the ONNX file.
         external_data: Digest and size of each file that holds weights beside the ONNX file, by
@@ -78,15 +82,18 @@ class ExportRecord(Schema):
         operators: How often each operator occurs.
         quantized: One row a quantizer, in the order of the graph.
         not_quantized: The products that stay in floating point.
+        lint: What the target's linter says about the file.
     """
 
     target: str
+    scope: Scope | None = None
     opset: int
     onnx: FileRecord
     external_data: dict[str, FileRecord]
     operators: dict[str, int]
     quantized: list[ExportedQuantizer]
     not_quantized: list[FloatingPointProduct]
+    lint: list[Finding] = Field(default_factory=list)
 
 
 def count_operators(model: ir.Model) -> dict[str, int]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mimiq_deploy.commands.findings import print_findings
 from mimiq_deploy.commands.options import json_option, output_console, print_json
 
 if TYPE_CHECKING:
@@ -26,17 +27,33 @@ __all__ = ["inspect"]
     is_flag=True,
     help="Compare every recorded file of a run with its SHA-256; exit code 2 on damage.",
 )
+@click.option(
+    "--lint",
+    "target",
+    metavar="TARGET",
+    help="Hold an ONNX file, also one made by another tool, against the rules of a target; "
+    "exit code 1 on errors.",
+)
 @json_option
-def inspect(path: Path, verify: bool, as_json: bool) -> None:
+@click.pass_context
+def inspect(
+    context: click.Context, path: Path, verify: bool, target: str | None, as_json: bool
+) -> None:
     """Show what a run or an ONNX file holds.
 
     For a run: model, recipe, stages, files, quantizers, which products of the model are quantized
     and why others are not, and exports. For an ONNX file: operator sets, inputs and outputs,
-    operators, and which of them work on quantized values.
+    operators, and which of them work on quantized values. With --lint: the nodes that a target
+    refuses or runs slowly, and what to do about each; docs/lint-rules.md has the rules.
     """
     from mimiq_runtime.errors import InvalidInputError
 
     if path.is_dir():
+        if target is not None:
+            raise InvalidInputError(
+                f"--lint looks at an ONNX file, and {path} is a run; give the file, such as "
+                f"{path / 'export' / target / 'model.onnx'}."
+            )
         _inspect_run(path, verify=verify, as_json=as_json)
     elif not path.is_file():
         raise InvalidInputError(
@@ -46,6 +63,8 @@ def inspect(path: Path, verify: bool, as_json: bool) -> None:
         raise InvalidInputError(
             f"--verify compares a run with its records, and {path} is a file; give the run."
         )
+    elif target is not None:
+        context.exit(_lint(path, target, as_json=as_json))
     else:
         _inspect_onnx(path, as_json=as_json)
 
@@ -92,6 +111,24 @@ def _inspect_onnx(path: Path, *, as_json: bool) -> None:
         print_json({**summary.model_dump(mode="json"), **share})
     else:
         _print_onnx(summary)
+
+
+def _lint(path: Path, target: str, *, as_json: bool) -> int:
+    """Print the findings; the exit code."""
+    from mimiq_runtime.errors import MissingDependencyError
+
+    try:
+        from mimiq_export.lint.linters import lint_file
+    except ImportError as error:
+        raise MissingDependencyError(error.name or "onnx_ir", "export") from error
+
+    findings = lint_file(path, target)
+    if as_json:
+        rows = [found.model_dump(mode="json") for found in findings]
+        print_json({"path": str(path), "target": target, "findings": rows})
+    else:
+        print_findings(findings, target, all_nodes=True)
+    return int(any(found.severity == "error" for found in findings))
 
 
 def _print_run(summary: RunSummary) -> None:

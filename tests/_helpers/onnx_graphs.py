@@ -67,6 +67,11 @@ def constant(name: str, array: object) -> ir.Value:
     return ir.val(name, const_value=ir.tensor(np.asarray(array, np.float32), name=name))
 
 
+def integers(name: str, array: object) -> ir.Value:
+    """An int64 initializer."""
+    return ir.val(name, const_value=ir.tensor(np.asarray(array, np.int64), name=name))
+
+
 def model_of(
     nodes: Sequence[ir.Node], inputs: Sequence[ir.Value], outputs: Sequence[ir.Value]
 ) -> ir.Model:

@@ -143,6 +143,54 @@ def bench(run: Path, *arguments: str | Path) -> tuple[int, dict[str, Any]]:
     return result.exit_code, json.loads(result.stdout)
 
 
+def test_an_export_of_linear_layers_is_compared_with_that_student(
+    run: Path, pictures: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    full = json.loads((copy / "export" / "ort-cpu" / "export.json").read_text())
+    result = invoke("export", copy, "--scope", "linear", "--json")
+    assert result.exit_code == 0, result.output
+    record = json.loads(result.stdout)
+    assert (full["scope"], record["scope"]) == ("full", "linear")
+    quantized = {row["quantizer"] for row in record["quantized"]}
+    left = {row["quantizer"].rpartition(".")[2] for row in full["quantized"]} - {
+        name.rpartition(".")[2] for name in quantized
+    }
+    assert left == {"query_quantizer", "key_quantizer", "probability_quantizer", "value_quantizer"}
+    code, report = validate(copy, "--data", pictures, "--min-agreement", "0.96")
+    assert code == 0, report
+    engine = report["engines"]["ort-cpu"]
+    assert set(engine["parity"]) == {
+        "full-precision",
+        "fake-quantized, linear scope",
+        "fake-quantized, floating-point products, linear scope",
+    }
+    assert set(report["references"]) == set(engine["parity"])
+    assert engine["recorded"]["agreement"] >= 0.9
+
+
+def test_export_for_tensorrt_needs_no_tensorrt(run: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    result = invoke("export", copy, "--trt")
+    assert result.exit_code == 0, result.output
+    assert "Lint for trt: 0 errors" in result.output
+    record = json.loads((copy / "export" / "trt" / "export.json").read_text())
+    assert (record["target"], record["scope"], record["opset"]) == ("trt", "linear", 20)
+    assert record["lint"]
+    assert {finding["severity"] for finding in record["lint"]} == {"warning"}
+    result = invoke("inspect", copy / "export" / "trt" / "model.onnx", "--lint", "trt", "--json")
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["findings"] == record["lint"]
+
+
+def test_the_full_precision_model_has_no_scope(run: Path) -> None:
+    result = invoke("export", run, "--target", "fp32", "--scope", "linear")
+    assert result.exit_code == 2
+    assert "fp32 quantizes nothing" in result.output
+
+
 def test_bench_measures_both_models(run: Path) -> None:
     code, report = bench(run)
     assert code == 0

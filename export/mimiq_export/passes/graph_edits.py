@@ -4,15 +4,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import onnx_ir as ir
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["add_constant", "derived_value", "only_user", "replace_output"]
+__all__ = [
+    "add_constant",
+    "constant_of",
+    "derived_value",
+    "only_user",
+    "replace_constant",
+    "replace_output",
+]
 
 
 def add_constant(graph: ir.Graph, name: str, array: NDArray[np.generic]) -> ir.Value:
@@ -21,6 +28,25 @@ def add_constant(graph: ir.Graph, name: str, array: NDArray[np.generic]) -> ir.V
     value = ir.val(name, const_value=tensor)
     graph.register_initializer(value)
     return value
+
+
+def constant_of(value: ir.Value | None) -> NDArray[np.generic] | None:
+    """The elements of a constant; None for anything that is computed, and for a missing input."""
+    if value is None or value.const_value is None:
+        return None
+    return np.asarray(value.const_value.numpy())
+
+
+def replace_constant(graph: ir.Graph, old: ir.Value, array: NDArray[np.generic]) -> ir.Value:
+    """Give all users of an initializer another one, which takes over its name.
+
+    The tensor of the old one is left as it is: it may be a parameter of the torch model.
+    """
+    name = old.name or ""
+    graph.initializers.pop(name)
+    new = add_constant(graph, name, array)
+    old.replace_all_uses_with(new)
+    return new
 
 
 def derived_value(

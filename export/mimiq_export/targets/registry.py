@@ -5,7 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mimiq_export.targets.fp32 import FP32
+from mimiq_export.targets.openvino import OPENVINO
 from mimiq_export.targets.ort_cpu import ORT_CPU
+from mimiq_export.targets.ort_cuda import ORT_CUDA
+from mimiq_export.targets.trt import TRT
 from mimiq_runtime.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -13,7 +16,9 @@ if TYPE_CHECKING:
 
 __all__ = ["TARGETS", "get_target"]
 
-TARGETS: dict[str, Target] = {target.name: target for target in (ORT_CPU, FP32)}
+TARGETS: dict[str, Target] = {
+    target.name: target for target in (ORT_CPU, ORT_CUDA, OPENVINO, TRT, FP32)
+}
 
 
 def get_target(name: str) -> Target:

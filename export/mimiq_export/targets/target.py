@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from mimiq_runtime.scope import Scope
+
 if TYPE_CHECKING:
     import onnx_ir as ir
 
@@ -19,8 +21,11 @@ class Target:
         name: As the user writes it.
         opset: Version of the ONNX operators.
         passes: Applied from first to last.
+        default_scope: Which products are quantized unless the user says so: the faster choice
+            that keeps parity.
     """
 
     name: str
     opset: int
     passes: tuple[ir.passes.PassBase, ...]
+    default_scope: Scope = Scope.LINEAR

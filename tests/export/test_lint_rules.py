@@ -1,0 +1,639 @@
+"""A hand-made bad graph for every rule, and good ones for none."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import helper, numpy_helper, parser
+
+from mimiq_export.lint.finding import Severity
+from mimiq_export.lint.linters import LINTERS, lint_file
+from mimiq_export.lint.rule_table import rule_table
+from mimiq_runtime.errors import InvalidInputError, OnnxModelError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+HALF, FLOAT = "float16[N,32]", "float[N,32]"
+INT4 = onnx.TensorProto.INT4
+
+
+@dataclass(frozen=True)
+class Int4:
+    """Codes of 4 bits."""
+
+    codes: np.ndarray
+
+
+def constants(number: type = np.float16) -> dict[str, object]:
+    """Scale and zero point of an activation, codes, scales and zero points of a weight."""
+    return {
+        "s": number(0.05),
+        "z": np.int8(0),
+        "w": np.arange(-512, 512, dtype=np.int16).reshape(32, 32).astype(np.int8),
+        "ws": np.full(32, 0.01, number),
+        "wz": np.zeros(32, np.int8),
+    }
+
+
+ACTIVATION = ["xq = QuantizeLinear(x, s, z)", "xd = DequantizeLinear(xq, s, z)"]
+WEIGHT = ["wd = DequantizeLinear<axis = 1>(w, ws, wz)"]
+PRODUCT = ["y = MatMul(xd, wd)"]
+LINEAR = [*ACTIVATION, *WEIGHT, *PRODUCT]
+
+
+@dataclass(frozen=True)
+class Bad:
+    """A graph that breaks one rule.
+
+    Attributes:
+        rule: The rule.
+        node: Operator and output of the node that must be named.
+        lines: The graph, in onnx.parser's language.
+        others: Constants beside and instead of the usual ones.
+        x: Type and shape of the input.
+        target: Whose rules.
+        opset: Version of the operators.
+        number: Type of the usual scales.
+        apart_from: Other errors that this graph cannot help but have.
+    """
+
+    rule: str
+    node: str
+    lines: list[str] = field(default_factory=lambda: LINEAR)
+    others: Mapping[str, object] = field(default_factory=dict)
+    x: str = HALF
+    target: str = "trt"
+    opset: int = 20
+    number: type = np.float16
+    apart_from: tuple[str, ...] = ()
+    domain: str = ""
+
+
+def half(shape: str) -> str:
+    return f"float16[{shape}]"
+
+
+ATTENTION = [
+    "qq = QuantizeLinear(x, s, z)",
+    "qd = DequantizeLinear(qq, s, z)",
+    "t = Transpose<perm = [0, 2, 1]>(x)",
+    "kq = QuantizeLinear(t, s, z)",
+    "kd = DequantizeLinear(kq, s, z)",
+    "scores = MatMul(qd, kd)",
+    "p = Softmax(scores)",
+    "pq = QuantizeLinear(p, s, z)",
+    "pd = DequantizeLinear(pq, s, z)",
+    "y = MatMul(pd, qd)",
+]
+BLOCKS = {"w": Int4(np.zeros((256, 32), np.int8)), "ws": np.full((2, 32), 0.01, np.float16)}
+BLOCK_WEIGHT = "wd = DequantizeLinear<axis = 0, block_size = 128>(w, ws)"
+
+CASES = [
+    Bad(
+        "uint8-codes",
+        "QuantizeLinear that makes xq",
+        others={"z": np.uint8(0)},
+    ),
+    Bad(
+        "codes-without-type",
+        "QuantizeLinear that makes xq",
+        ["xq = QuantizeLinear(x, s)", "xd = DequantizeLinear(xq, s)", *WEIGHT, *PRODUCT],
+        # By ONNX they are uint8, and the DequantizeLinear takes them.
+        apart_from=("uint8-codes",),
+    ),
+    Bad(
+        "code-type",
+        "DequantizeLinear that makes wd",
+        opset=21,
+        others={"w": np.zeros((32, 32), np.int16), "wz": np.zeros(32, np.int16)},
+    ),
+    Bad(
+        "bias-in-int32",
+        "DequantizeLinear that makes bd",
+        [
+            *ACTIVATION,
+            *WEIGHT,
+            "bd = DequantizeLinear<axis = 0>(b, ws)",
+            "m = MatMul(xd, wd)",
+            "y = Add(m, bd)",
+        ],
+        {"b": np.ones(32, np.int32)},
+    ),
+    Bad(
+        "zero-point",
+        "QuantizeLinear that makes xq",
+        others={"z": np.int8(-128)},
+    ),
+    Bad(
+        "zero-point",
+        "DequantizeLinear that makes wd",
+        others={"wz": np.eye(32, dtype=np.int8)[0]},
+    ),
+    Bad(
+        "zero-point-shape",
+        "DequantizeLinear that makes wd",
+        others={"wz": np.int8(0)},
+    ),
+    Bad(
+        "zero-point-not-constant",
+        "QuantizeLinear that makes xq",
+        ["zz = Sub(z, z)", "xq = QuantizeLinear(x, s, zz)", *LINEAR[1:]],
+    ),
+    Bad("scale-not-positive", "QuantizeLinear that makes xq", others={"s": np.float16(0)}),
+    Bad(
+        "scale-not-positive",
+        "DequantizeLinear that makes wd",
+        others={"ws": np.linspace(-0.01, 0.3, 32).astype(np.float16)},
+    ),
+    Bad(
+        "scale-not-positive",
+        "QuantizeLinear that makes xq",
+        others={"s": np.float16(np.inf)},
+        apart_from=("constant-beyond-half",),
+    ),
+    Bad(
+        "scale-becomes-zero",
+        "QuantizeLinear that makes xq",
+        others={"s": np.float32(2e-8)},
+        x=FLOAT,
+        number=np.float32,
+    ),
+    Bad(
+        "scale-loses-bits",
+        "DequantizeLinear that makes wd",
+        others={"ws": np.full(32, 3e-5, np.float16)},
+    ),
+    Bad(
+        "scale-not-constant",
+        "QuantizeLinear that makes xq",
+        [
+            "top = ReduceMax<keepdims = 0>(x)",
+            "step = Mul(top, s)",
+            "xq = QuantizeLinear(x, step, z)",
+            *LINEAR[1:],
+        ],
+    ),
+    Bad(
+        "scale-shape",
+        "DequantizeLinear that makes wd",
+        others={"ws": np.full(7, 0.01, np.float16), "wz": np.zeros(7, np.int8)},
+    ),
+    Bad("scale-type", "QuantizeLinear that makes xq", others={"s": np.float32(0.05)}, opset=23),
+    Bad(
+        "activation-per-channel",
+        "QuantizeLinear that makes xq",
+        [
+            "xq = QuantizeLinear<axis = 1>(x, ws, wz)",
+            "xd = DequantizeLinear<axis = 1>(xq, ws, wz)",
+            *WEIGHT,
+            *PRODUCT,
+        ],
+    ),
+    Bad(
+        "axis-not-written",
+        "DequantizeLinear that makes wd",
+        [*ACTIVATION, "wd = DequantizeLinear(w, ws, wz)", *PRODUCT],
+    ),
+    Bad(
+        "scalar-input",
+        "QuantizeLinear that makes xq",
+        ["xq = QuantizeLinear(x, s, z)", "xd = DequantizeLinear(xq, s, z)", "y = Neg(xd)"],
+        x="float16",
+    ),
+    Bad("single-precision-product", "MatMul that makes y", x=FLOAT, number=np.float32),
+    Bad(
+        "constant-beyond-half",
+        "Add that makes y",
+        [*LINEAR[:3], "m = MatMul(xd, wd)", "y = Add(m, b)"],
+        {"b": np.full(32, -np.inf, np.float16)},
+    ),
+    Bad(
+        "cast-before-product",
+        "Cast that makes xe",
+        [
+            "xw = Cast<to = 1>(x)",
+            "xq = QuantizeLinear(xw, s, z)",
+            "xd = DequantizeLinear(xq, s, z)",
+            "xe = Cast<to = 10>(xd)",
+            *WEIGHT,
+            "we = Cast<to = 10>(wd)",
+            "y = MatMul(xe, we)",
+        ],
+        number=np.float32,
+    ),
+    Bad(
+        "cast-before-product",
+        "Cast that makes xw",
+        ["xw = Cast<to = 1>(x)", "xq = QuantizeLinear(xw, s32, z)", *LINEAR[1:]],
+        {"s32": np.float32(0.05)},
+    ),
+    Bad(
+        "layout-before-product",
+        "Transpose that makes wt",
+        [*ACTIVATION, *WEIGHT, "wt = Transpose(wd)", "y = MatMul(xd, wt)"],
+    ),
+    Bad(
+        "one-operand-quantized",
+        "MatMul that makes y",
+        [*ACTIVATION, "y = MatMul(xd, f)"],
+        {"f": np.ones((32, 32), np.float16)},
+    ),
+    Bad("one-operand-quantized", "MatMul that makes y", [*WEIGHT, "y = MatMul(x, wd)"]),
+    Bad(
+        "not-a-product",
+        "DequantizeLinear that makes xd",
+        [*ACTIVATION, "y = LayerNormalization(xd, g)"],
+        {"g": np.ones(32, np.float16)},
+    ),
+    Bad(
+        "quantized-residual",
+        "DequantizeLinear that makes xd",
+        [*ACTIVATION, "r = Neg(x)", "y = Add(xd, r)"],
+    ),
+    Bad(
+        "quantized-residual",
+        "QuantizeLinear that makes xq",
+        [
+            "r = Neg(x)",
+            "sum = Add(x, r)",
+            "low = Clip(sum, f, s)",
+            "xq = QuantizeLinear(low, s, z)",
+            *LINEAR[1:],
+        ],
+        {"f": np.float16(-1)},
+    ),
+    Bad(
+        "small-product",
+        "MatMul that makes y",
+        others={"w": np.zeros((32, 10), np.int8), "ws": np.ones(10, np.float16)}
+        | {"wz": np.zeros(10, np.int8)},
+    ),
+    Bad(
+        "small-product",
+        "Gemm that makes y",
+        [*ACTIVATION, "wd = DequantizeLinear<axis = 0>(w, ws, wz)", "y = Gemm<transB = 1>(xd, wd)"],
+        {
+            "w": np.zeros((10, 32), np.int8),
+            "ws": np.ones(10, np.float16),
+            "wz": np.zeros(10, np.int8),
+        },
+    ),
+    Bad(
+        "small-product",
+        "Conv that makes y",
+        [*ACTIVATION, "wd = DequantizeLinear<axis = 0>(w, ws, wz)", "y = Conv(xd, wd)"],
+        {"w": np.zeros((32, 3, 2, 2), np.int8)},
+        x=half("N,3,8,8"),
+    ),
+    Bad("overflowing-square", "Pow that makes y", ["y = Pow(x, two)"], {"two": np.float16(2)}),
+    Bad("overflowing-square", "Mul that makes y", ["y = Mul(x, x)"]),
+    Bad("attention-shape", "MatMul that makes scores", ATTENTION, x=half("N,577,64")),
+    Bad("attention-shape", "MatMul that makes scores", ATTENTION, x=half("N,49,24")),
+    Bad(
+        "attention-in-part",
+        "Softmax that makes p",
+        [*ATTENTION[:7], "y = MatMul(p, x)"],
+        x=half("N,49,32"),
+    ),
+    Bad(
+        "scale-behind-scores",
+        "Mul that makes scaled",
+        [*ATTENTION[:6], "scaled = Mul(scores, s)", "p = Softmax(scaled)", *ATTENTION[7:]],
+        x=half("N,49,32"),
+    ),
+    Bad(
+        "operator-unknown",
+        "MatMulInteger that makes y",
+        ["xq = QuantizeLinear(x, s, z)", "y = MatMulInteger(xq, w)"],
+    ),
+    Bad(
+        "operator-unknown",
+        "QuantizeLinear that makes xq",
+        ["xq = com.microsoft.QuantizeLinear(x, s, z)", *LINEAR[1:]],
+        domain="com.microsoft",
+    ),
+    Bad("opset-too-old", "QuantizeLinear that makes xq", opset=17),
+    Bad(
+        "opset-too-old",
+        "DequantizeLinear that makes wd",
+        opset=12,
+        x=FLOAT,
+        number=np.float32,
+    ),
+    Bad(
+        "block-type",
+        "DequantizeLinear that makes wd",
+        ["wd = DequantizeLinear<axis = 0, block_size = 16>(w, ws)", "y = MatMul(x, wd)"],
+        {"ws": np.ones((2, 32), np.float16)},
+        opset=21,
+    ),
+    Bad(
+        "block-axis",
+        "DequantizeLinear that makes wd",
+        ["wd = DequantizeLinear<axis = 0, block_size = 64>(w, ws)", "y = MatMul(x, wd)"],
+        {"w": Int4(np.zeros((64, 32, 32), np.int8)), "ws": np.ones((1, 32, 32), np.float16)},
+        opset=21,
+    ),
+    Bad(
+        "int4-block-size",
+        "DequantizeLinear that makes wd",
+        ["wd = DequantizeLinear<axis = 0, block_size = 32>(w, ws)", "y = MatMul(x, wd)"],
+        {"w": Int4(np.zeros((32, 32), np.int8)), "ws": np.ones((1, 32), np.float16)},
+        opset=21,
+    ),
+    Bad(
+        "int4-activation",
+        "QuantizeLinear that makes xq",
+        others={"z": Int4(np.int8(0))},
+        opset=21,
+    ),
+    Bad(
+        "int4-odd",
+        "DequantizeLinear that makes wd",
+        [BLOCK_WEIGHT, "y = MatMul(x, wd)"],
+        {"w": Int4(np.zeros((128, 31), np.int8)), "ws": np.ones((1, 31), np.float16)},
+        x=half("N,128"),
+        opset=21,
+    ),
+    Bad(
+        "convolution-type",
+        "Conv that makes y",
+        [*ACTIVATION, "wd = DequantizeLinear<axis = 0>(w, ws)", "y = Conv(xd, wd)"],
+        {"w": Int4(np.zeros((32, 16, 2, 2), np.int8))},
+        x=half("N,16,8,8"),
+        opset=21,
+    ),
+    Bad(
+        "int8-at-opset-21",
+        "DequantizeLinear that makes md",
+        [
+            *LINEAR[:3],
+            "m = MatMul(xd, wd)",
+            "mq = QuantizeLinear(m, s, z)",
+            "md = DequantizeLinear(mq, s, z)",
+            "y = Transpose(md)",
+        ],
+        x=FLOAT,
+        target="ort-cpu",
+        opset=21,
+        number=np.float32,
+    ),
+    Bad(
+        "output-type-twice",
+        "QuantizeLinear that makes xq",
+        ["xq = QuantizeLinear<output_dtype = 3>(x, s, z)", *LINEAR[1:]],
+        x=FLOAT,
+        target="ort-cpu",
+        opset=21,
+        number=np.float32,
+    ),
+    Bad(
+        "bias-in-gemm",
+        "Gemm that makes y",
+        [*LINEAR[:3], "y = Gemm(xd, wd, b)"],
+        {"b": np.ones(32, np.float32)},
+        x=FLOAT,
+        target="ort-cpu",
+        number=np.float32,
+    ),
+    Bad("half-scales", "QuantizeLinear that makes xq", target="ort-cpu"),
+    Bad(
+        "int8-add",
+        "Add that makes a",
+        [
+            *ACTIVATION,
+            "a = Add(xd, xd)",
+            "aq = QuantizeLinear(a, s, z)",
+            "y = DequantizeLinear(aq, s, z)",
+        ],
+        x=FLOAT,
+        target="ort-cpu",
+        number=np.float32,
+    ),
+    Bad(
+        "convolution-output",
+        "Conv that makes y",
+        [*ACTIVATION, "wd = DequantizeLinear<axis = 0>(w, ws, wz)", "y = Conv(xd, wd)"],
+        {"w": np.zeros((32, 16, 2, 2), np.int8)},
+        x="float[N,16,8,8]",
+        target="ort-cpu",
+        number=np.float32,
+    ),
+    Bad(
+        "quantized-softmax",
+        "Softmax that makes p",
+        [
+            *ACTIVATION,
+            "p = Softmax(xd)",
+            "pq = QuantizeLinear(p, s, z)",
+            "y = DequantizeLinear(pq, s, z)",
+        ],
+        x=FLOAT,
+        target="ort-cpu",
+        number=np.float32,
+    ),
+    Bad(
+        "saturating-pair",
+        "MatMul that makes y",
+        others={"z": np.uint8(128)},
+        x=FLOAT,
+        target="ort-cpu",
+        number=np.float32,
+    ),
+    Bad(
+        "no-cuda-kernel",
+        "QLinearMatMul that makes yq",
+        [
+            "xq = QuantizeLinear(x, s, z)",
+            "yq = QLinearMatMul(xq, s, z, w, s, z, s, z)",
+            "y = DequantizeLinear(yq, s, z)",
+        ],
+        x=FLOAT,
+        target="ort-cuda",
+        number=np.float32,
+    ),
+    Bad(
+        "unfused-pairs",
+        "QuantizeLinear that makes xq",
+        x=FLOAT,
+        target="ort-cuda",
+        number=np.float32,
+    ),
+    Bad(
+        "dynamic-product",
+        "MatMulInteger that makes y",
+        ["xq = QuantizeLinear(x, s, z)", "y = MatMulInteger(xq, w)"],
+        x=FLOAT,
+        target="openvino",
+        number=np.float32,
+    ),
+]
+# Every target has these; the cases above are of trt.
+CASES += [
+    Bad(case.rule, case.node, case.lines, case.others, case.x, target, case.opset, case.number)
+    for case in CASES
+    if case.rule in {"scale-not-positive", "one-operand-quantized", "not-a-product"}
+    for target in ("ort-cpu", "ort-cuda", "openvino")
+]
+CASES += [
+    Bad(
+        "layout-before-product",
+        "Transpose that makes wt",
+        [*ACTIVATION, *WEIGHT, "wt = Transpose(wd)", "y = MatMul(xd, wt)"],
+        x=FLOAT,
+        target="ort-cpu",
+        number=np.float32,
+    ),
+    *[
+        Bad(
+            case.rule,
+            case.node,
+            case.lines,
+            x=FLOAT,
+            target="ort-cuda",
+            opset=21,
+            number=np.float32,
+        )
+        for case in CASES
+        if case.rule in {"int8-at-opset-21", "output-type-twice"}
+    ],
+]
+
+
+def tensor(name: str, value: object) -> onnx.TensorProto:
+    if isinstance(value, Int4):
+        return helper.make_tensor(name, INT4, value.codes.shape, value.codes.reshape(-1))
+    return numpy_helper.from_array(np.asarray(value), name)
+
+
+def write(path: Path, case: Bad) -> Path:
+    """The graph of a case as a file; its output's type is left to be inferred."""
+    domains = f'"" : {case.opset}' + (f', "{case.domain}" : 1' if case.domain else "")
+    body = "\n".join(case.lines)
+    model = parser.parse_model(
+        f"<ir_version: 10, opset_import: [{domains}]>\nbad ({case.x} x) => (float y) {{\n{body}\n}}"
+    )
+    model.graph.output[0].type.Clear()
+    used = {name for node in model.graph.node for name in node.input}
+    values = {**constants(case.number), **case.others}
+    model.graph.initializer.extend(
+        tensor(name, value) for name, value in values.items() if name in used
+    )
+    onnx.save(model, path)
+    return path
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.target}-{case.rule}")
+def test_a_bad_graph_is_found_by_its_rule(case: Bad, tmp_path: Path) -> None:
+    findings = lint_file(write(tmp_path / "bad.onnx", case), case.target)
+    found = {finding.node for finding in findings if finding.rule == case.rule}
+    assert case.node in found, findings
+    (rule,) = (rule for rule in LINTERS[case.target] if rule.name == case.rule)
+    errors = {finding.rule for finding in findings if finding.severity is Severity.ERROR}
+    assert errors <= {case.rule, *case.apart_from}
+    for finding in findings:
+        assert finding.problem
+        if finding.rule == case.rule:
+            assert (finding.severity, finding.remedy) == (rule.severity, rule.remedy)
+
+
+def test_every_rule_of_every_target_has_a_bad_graph() -> None:
+    rules = {(target, rule.name) for target, rules in LINTERS.items() for rule in rules}
+    assert {(case.target, case.rule) for case in CASES} == rules
+
+
+@pytest.mark.parametrize("target", LINTERS)
+def test_a_good_linear_layer_has_no_finding(target: str, tmp_path: Path) -> None:
+    number, x = (np.float16, HALF) if target == "trt" else (np.float32, FLOAT)
+    good = Bad("", "", x=x, number=number)
+    findings = lint_file(write(tmp_path / "good.onnx", good), target)
+    assert [found.rule for found in findings] == (["unfused-pairs"] if target == "ort-cuda" else [])
+
+
+@pytest.mark.parametrize("heads", ["N,49,32", "N,197,64"])
+def test_a_good_attention_has_no_finding(heads: str, tmp_path: Path) -> None:
+    good = Bad("", "", ATTENTION, x=half(heads))
+    assert lint_file(write(tmp_path / "good.onnx", good), "trt") == []
+
+
+def test_constants_behind_nodes_are_seen(tmp_path: Path) -> None:
+    """``Constant -> Cast -> QuantizeLinear`` is allowed for zero points, and must be read."""
+    lines = ["zf = Constant<value_float = 3.0>()", "zz = Cast<to = 3>(zf)"]
+    lines += [line.replace("s, z)", "s, zz)") for line in LINEAR]
+    findings = lint_file(write(tmp_path / "cast.onnx", Bad("", "", lines)), "trt")
+    assert {found.rule for found in findings} == {"zero-point"}
+
+
+def test_errors_come_first(tmp_path: Path) -> None:
+    case = Bad("", "", others={"z": np.int8(1), "ws": np.full(32, 3e-5, np.float16)})
+    severities = [found.severity for found in lint_file(write(tmp_path / "bad.onnx", case), "trt")]
+    assert severities == sorted(severities, key=list(Severity).index)
+    assert len(set(severities)) == 2
+
+
+def test_nodes_inside_subgraphs_are_looked_at(tmp_path: Path) -> None:
+    inner = parser.parse_graph(
+        "body () => (float y) { xq = QuantizeLinear(x, s, u) y = DequantizeLinear(xq, s, u) }"
+    )
+    branch = helper.make_node("If", ["c"], ["out"], then_branch=inner, else_branch=inner)
+    graph = helper.make_graph(
+        [branch],
+        "outer",
+        [
+            helper.make_tensor_value_info("c", onnx.TensorProto.BOOL, []),
+            helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [4]),
+        ],
+        [helper.make_tensor_value_info("out", onnx.TensorProto.FLOAT, [4])],
+        [tensor("s", np.float32(0.1)), tensor("u", np.uint8(0))],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    onnx.save(model, tmp_path / "if.onnx")
+    findings = lint_file(tmp_path / "if.onnx", "trt")
+    assert [found.rule for found in findings] == ["uint8-codes"] * 4
+
+
+@pytest.mark.parametrize("rule", ["int8-at-opset-21", "output-type-twice"])
+def test_onnx_runtime_refuses_what_these_rules_call_an_error(rule: str, tmp_path: Path) -> None:
+    version = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2])
+    if not (1, 31) <= version <= (1, 32):
+        pytest.skip(f"known of ONNX Runtime 1.31 and 1.32, and this is {onnxruntime.__version__}")
+    case = next(case for case in CASES if case.rule == rule)
+    path = write(tmp_path / "bad.onnx", case)
+    model = onnx.load(path)
+    model.graph.output[0].type.CopyFrom(helper.make_tensor_type_proto(onnx.TensorProto.FLOAT, None))
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    with pytest.raises(Exception, match="QuantizeLinear"):
+        onnxruntime.InferenceSession(model.SerializeToString(), options)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a model", bytes(range(256))], ids=repr)
+def test_a_broken_file_is_one_sentence(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "broken.onnx"
+    path.write_bytes(content)
+    with pytest.raises(OnnxModelError, match="cannot be read as an ONNX model"):
+        lint_file(path, "trt")
+
+
+def test_a_target_without_rules_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInputError, match="trt, ort-cpu, ort-cuda, openvino to lint for"):
+        lint_file(tmp_path / "any.onnx", "tpu")
+
+
+def test_the_page_of_rules_is_in_step_with_the_rules() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "lint-rules.md").read_text()
+    assert rule_table() in page, "python -m mimiq_export.lint.rule_table prints the table"
+
+
+def test_rules_of_one_name_are_one_rule() -> None:
+    rules = {rule.name: rule for rules in LINTERS.values() for rule in rules}
+    for group in LINTERS.values():
+        assert len({rule.name for rule in group}) == len(group)
+        assert all(rules[rule.name] is rule for rule in group)
