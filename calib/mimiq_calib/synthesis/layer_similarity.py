@@ -37,7 +37,7 @@ def layer_similarities(model: nn.Module, logits: Sequence[Tensor]) -> list[Tenso
     return [
         _of_windows(layer, tap)
         if isinstance(layer, ExposedWindowAttention)
-        else head_similarity(tap[..., prefix:, prefix:])
+        else head_similarity(tap, prefix_tokens=prefix)
         for layer, tap in zip(layers, logits, strict=True)
     ]
 
