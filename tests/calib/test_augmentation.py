@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from mimiq_calib.synthesis.augmentation import SynthesisAugmentation
+from mimiq_calib.synthesis.augmentation import DiagonalRoll, SynthesisAugmentation
 
 
 def augmentation(
@@ -136,3 +136,48 @@ def test_gradient_flows_to_every_pixel() -> None:
     augmentation()(images, 0).sum().backward()
     assert images.grad is not None
     assert (images.grad > 0).all()
+
+
+class TestDiagonalRoll:
+    def roll(self, *, seed: int = 0, jitter: int | None = 3, flip: bool = False) -> DiagonalRoll:
+        generator = torch.Generator().manual_seed(seed)
+        return DiagonalRoll((16, 24), 10, jitter=jitter, flip=flip, generator=generator)
+
+    @pytest.mark.parametrize(("step", "limit"), [(0, 3), (9, 3), (10, 6), (19, 6)])
+    def test_rolls_by_the_same_number_both_ways_and_twice_as_far_later(
+        self, step: int, limit: int
+    ) -> None:
+        roll, images = self.roll(), ramp()
+        seen = set()
+        for _ in range(150):
+            after = roll(images, step)
+            down, right = shift_of(images, after)
+            assert down == right
+            np.testing.assert_array_equal(after.numpy(), slow_roll(images.numpy(), down, right))
+            seen.add(down)
+        assert seen == set(range(-limit, limit + 1))
+
+    def test_mirrors_about_half_of_the_time(self) -> None:
+        roll, images = self.roll(jitter=0, flip=True), ramp()
+        mirrored = 0
+        for _ in range(60):
+            after = roll(images, 0)
+            mirrored += torch.equal(after, images.flip(-1))
+            assert torch.equal(after, images.flip(-1)) or torch.equal(after, images)
+        assert 15 < mirrored < 45
+        assert torch.equal(self.roll(jitter=0)(images, 0), images)
+
+    def test_default_shift_is_the_papers_at_224(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+        roll = DiagonalRoll((224, 224), 10, jitter=None, flip=False, generator=generator)
+        image = torch.zeros(1, 1, 224, 224)
+        image[0, 0, 0, 0] = 1.0
+        rows = [int(roll(image, 0)[0, 0].argmax()) // 224 for _ in range(400)]
+        assert max(min(row, 224 - row) for row in rows) == 15
+
+    def test_gradient_flows_and_global_randomness_is_left_alone(self) -> None:
+        state, images = torch.get_rng_state(), ramp().requires_grad_()
+        self.roll(flip=True)(images, 0).sum().backward()
+        assert torch.equal(torch.get_rng_state(), state)
+        assert images.grad is not None
+        assert (images.grad == 1).all()
