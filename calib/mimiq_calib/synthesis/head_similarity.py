@@ -13,10 +13,13 @@ to the range 0 to 1, :math:`C_1 = 0.01^2` and :math:`C_2 = 0.03^2`.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 __all__ = ["head_similarity", "inter_head_loss", "mean_head_similarity"]
 
@@ -105,8 +108,9 @@ class _MapStatistics(torch.autograd.Function):
         ctx: Any, logits: Tensor, visible: Tensor | None, prefix: int
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         parts = []
-        for block in _blocks(logits):
-            maps, hidden = _maps(logits, visible, prefix, block)
+        for block, (maps,) in _blocks(logits, prefix, buffers=1):
+            maps.copy_(_without_prefix(logits[block], prefix))
+            hidden = _hidden(logits, visible, block)
             low = _filled(maps, hidden, float("inf")).amin(dim=-1)
             high = _filled(maps, hidden, float("-inf")).amax(dim=-1)
             keys = _count_keys(maps, hidden)
@@ -124,62 +128,72 @@ class _MapStatistics(torch.autograd.Function):
         low_gradient, high_gradient, mean_gradient, covariance_gradient = gradients
         logits, visible, low, high, mean = ctx.saved_tensors
         result = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
-        for block in _blocks(logits):
-            maps, hidden = _maps(logits, visible, ctx.prefix, block)
+        for block, (maps, at, gradient) in _blocks(logits, ctx.prefix, buffers=3):
+            maps.copy_(_without_prefix(logits[block], ctx.prefix))
+            hidden = _hidden(logits, visible, block)
             keys = _count_keys(maps, hidden)
-            at_low = _places_of(low[block], maps, hidden)
-            at_high = _places_of(high[block], maps, hidden)
-            centred = _centre_(maps, mean[block], hidden)
+            # Where a map has its extreme; keys that are equal share its gradient. Looking for them
+            # here is several times quicker than keeping their places in the forward pass.
+            _mask_(torch.eq(maps, low[block][..., None], out=at), hidden)
+            torch.mul(at, (low_gradient[block] / at.sum(dim=-1))[..., None], out=gradient)
+            _mask_(torch.eq(maps, high[block][..., None], out=at), hidden)
+            gradient.addcmul_(at, (high_gradient[block] / at.sum(dim=-1))[..., None])
+            _mask_(gradient.add_((mean_gradient[block] / keys)[..., None]), hidden)
             # d cov_ij / d x_i = centred_j / keys: centring adds nothing, its rows sum to zero.
             covariances = covariance_gradient[block]
-            gradient = ((covariances + covariances.mT) / keys[..., None]) @ centred
-            gradient += (mean_gradient[block] / keys)[..., None]
-            if hidden is not None:
-                gradient.masked_fill_(hidden, 0.0)
-            for at, extreme in ((at_low, low_gradient[block]), (at_high, high_gradient[block])):
-                # Equal keys share the gradient of their extreme.
-                gradient.addcmul_(at, (extreme / at.sum(dim=-1))[..., None])
-            _write_without_prefix(result[block], gradient, ctx.prefix)
+            symmetric = (covariances + covariances.mT) / keys[..., None]
+            centred = _centre_(maps, mean[block], hidden)
+            gradient.flatten(end_dim=-3).baddbmm_(
+                symmetric.flatten(end_dim=-3), centred.flatten(end_dim=-3)
+            )
+            _without_prefix(result[block], ctx.prefix).copy_(gradient)
+            result[block][..., : ctx.prefix, :] = 0.0
+            result[block][..., : ctx.prefix] = 0.0
         return result, None, None
 
 
-def _blocks(logits: Tensor) -> list[slice]:
-    """Parts of the batch: a processor works on one while it is in the cache; a GPU on all."""
+def _blocks(
+    logits: Tensor, prefix: int, *, buffers: int
+) -> Iterator[tuple[slice, tuple[Tensor, ...]]]:
+    """Parts of the batch: a processor works on one while it is in the cache; a GPU on all.
+
+    Yields:
+        Which images, and single-precision buffers of the form of their maps,
+        ``(images, ..., queries, heads, keys)``; the same memory for every part.
+    """
     batch = len(logits)
     size = batch
     if logits.device.type == "cpu":
-        size = max(1, BLOCK_ELEMENTS * batch // max(1, logits.numel()))
-    return [slice(first, first + size) for first in range(0, batch, size)]
+        size = max(1, min(batch, BLOCK_ELEMENTS * batch // max(1, logits.numel())))
+    shape = _without_prefix(logits, prefix).shape[1:]
+    memory = torch.empty((buffers, size, *shape), dtype=torch.float32, device=logits.device)
+    for first in range(0, batch, size):
+        images = min(size, batch - first)
+        yield slice(first, first + images), memory[:, :images].unbind()
 
 
-def _maps(
-    logits: Tensor, visible: Tensor | None, prefix: int, block: slice
-) -> tuple[Tensor, Tensor | None]:
-    """A block's maps, ``(..., queries, heads, keys)``, a new contiguous copy in single precision.
+def _without_prefix(logits: Tensor, prefix: int) -> Tensor:
+    """A view as maps, ``(..., queries, heads, keys)``."""
+    return logits[..., prefix:, prefix:].transpose(-3, -2)
 
-    Beside them which keys are hidden, ``(..., queries, 1, keys)``: one mask for all heads.
-    """
-    chosen = logits[block][..., prefix:, prefix:].transpose(-3, -2)
-    maps = torch.empty(chosen.shape, dtype=torch.float32, device=logits.device)
-    maps.copy_(chosen)
+
+def _hidden(logits: Tensor, visible: Tensor | None, block: slice) -> Tensor | None:
+    """Keys that do not count, ``(..., queries, 1, keys)``: one mask for all heads."""
     if visible is None:
-        return maps, None
-    hidden = ~visible.expand(*logits.shape[:-3], *visible.shape[-2:])[block][..., None, :]
-    return maps, hidden
+        return None
+    return ~visible.expand(*logits.shape[:-3], *visible.shape[-2:])[block][..., None, :]
 
 
 def _filled(maps: Tensor, hidden: Tensor | None, value: float) -> Tensor:
     return maps if hidden is None else maps.masked_fill(hidden, value)
 
 
-def _places_of(extreme: Tensor, maps: Tensor, hidden: Tensor | None) -> Tensor:
-    """1 where a map has its extreme, 0 elsewhere.
+def _mask_(maps: Tensor, hidden: Tensor | None) -> Tensor:
+    return maps if hidden is None else maps.masked_fill_(hidden, 0.0)
 
-    Several times quicker than to keep the place of the extreme in the forward pass.
-    """
-    at = torch.empty_like(maps)
-    torch.eq(maps, extreme[..., None], out=at)
-    return at if hidden is None else at.masked_fill_(hidden, 0.0)
+
+def _centre_(maps: Tensor, mean: Tensor, hidden: Tensor | None) -> Tensor:
+    return _mask_(maps.sub_(mean[..., None]), hidden)
 
 
 def _count_keys(maps: Tensor, hidden: Tensor | None) -> Tensor:
@@ -187,15 +201,3 @@ def _count_keys(maps: Tensor, hidden: Tensor | None) -> Tensor:
     if hidden is None:
         return torch.full((1, 1), maps.shape[-1], dtype=torch.float32, device=maps.device)
     return (~hidden).sum(dim=-1, dtype=torch.float32)
-
-
-def _centre_(maps: Tensor, mean: Tensor, hidden: Tensor | None) -> Tensor:
-    maps.sub_(mean[..., None])
-    return maps if hidden is None else maps.masked_fill_(hidden, 0.0)
-
-
-def _write_without_prefix(result: Tensor, gradient: Tensor, prefix: int) -> None:
-    """Put ``(..., queries, heads, keys)`` where it belongs; prefix tokens get no gradient."""
-    result[..., prefix:, prefix:] = gradient.transpose(-3, -2)
-    result[..., :prefix, :] = 0.0
-    result[..., :prefix] = 0.0
