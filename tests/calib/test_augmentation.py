@@ -116,6 +116,30 @@ def test_offset_fades() -> None:
     assert np.abs(last).max() < 1.05, "but for a hundredth of a normal it is within -1..1"
 
 
+@pytest.mark.parametrize("step", [0, 3, 49, 50, 99])
+def test_equals_slow_loops_with_the_same_draws(step: int) -> None:
+    """Shift, mirror, offset, mean and contrast, written out one channel at a time."""
+    images = ramp()
+    got = augmentation(seed=8, flip=True)(images, step).numpy()
+    generator = torch.Generator().manual_seed(8)
+    limit = 2 if step < 50 else 4
+    down, right = torch.randint(-limit, limit + 1, (2,), generator=generator).tolist()
+    expected = slow_roll(images.numpy(), down, right)
+    if torch.rand(1, generator=generator).item() < 0.5:
+        expected = expected[..., ::-1].copy()
+    draws = (2, 3, 1, 1)
+    normal = torch.randn(draws, generator=generator).double().numpy()
+    uniform_mean = torch.rand(draws, generator=generator).double().numpy()
+    uniform_contrast = torch.rand(draws, generator=generator).double().numpy()
+    for image, channel in np.ndindex(2, 3):
+        at = (image, channel, 0, 0)
+        offset = normal[at] * 0.5 * (100 - step) / 100
+        mean, spread = 2 * uniform_mean[at] - 1, math.exp(2 * uniform_contrast[at] - 1)
+        expected[image, channel] = (expected[image, channel] + offset - mean) / spread
+    # Draws are in single precision.
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
+
+
 def test_same_generator_same_change() -> None:
     images = ramp()
     first, second, other = (augmentation(seed=seed, flip=True) for seed in (4, 4, 5))
