@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from _helpers.calib_cases import CPU, PREPROCESSING, no_advance, synthesis
-from _helpers.tiny_students import tiny_vit
+from _helpers.tiny_students import tiny_swin, tiny_vit
 from scipy.integrate import trapezoid
 from scipy.special import log_softmax
 from scipy.stats import gaussian_kde
@@ -128,6 +128,12 @@ def test_losses_of_step_0_equal_a_slow_recomputation(arguments: dict, prefix: in
     assert reported["total_variation"] == pytest.approx(variation, rel=1e-5)
     expected = -0.7 * entropy + 1.3 * classes + 0.01 * abs(variation - target)
     assert reported["loss"] == pytest.approx(expected, rel=1e-3)
+
+
+def test_swin() -> None:
+    first, again = (shard(settings(), model=expose_attention(tiny_swin())) for _ in range(2))
+    assert torch.equal(first.images, again.images)
+    assert first.metrics[0]["patch_entropy"] != 0
 
 
 def test_entropy_rises_when_it_alone_counts() -> None:

@@ -30,7 +30,13 @@ DENSITY_FLOOR = 1e-4
 """Added to the density, so that its logarithm is a number where no similarity is near."""
 
 
-def patch_similarities(head_outputs: Tensor, batch_size: int, *, prefix_tokens: int = 0) -> Tensor:
+def patch_similarities(
+    head_outputs: Tensor,
+    batch_size: int,
+    *,
+    prefix_tokens: int = 0,
+    places: Tensor | None = None,
+) -> Tensor:
     """Cosine similarity of every ordered pair of patches, each with itself included.
 
     Args:
@@ -39,6 +45,8 @@ def patch_similarities(head_outputs: Tensor, batch_size: int, *, prefix_tokens: 
             an image beside each other, where only patches of one window are compared.
         batch_size: Number of images.
         prefix_tokens: How many tokens at the front are no places in the image.
+        places: Which tokens of each window of an image are places in it, ``(windows, tokens)``,
+            bool; others are left out. None for all.
 
     Returns:
         ``(batch, pairs)``, single precision, -1 to 1. A patch whose output is zero is similar to
@@ -46,7 +54,11 @@ def patch_similarities(head_outputs: Tensor, batch_size: int, *, prefix_tokens: 
     """
     patches = head_outputs[:, :, prefix_tokens:].float().mean(dim=1)
     directions = F.normalize(patches, dim=-1, eps=1e-8)
-    return (directions @ directions.mT).reshape(batch_size, -1)
+    similarities = directions @ directions.mT
+    if places is None:
+        return similarities.reshape(batch_size, -1)
+    pairs = places[:, :, None] & places[:, None, :]
+    return similarities.reshape(batch_size, *pairs.shape)[:, pairs]
 
 
 def patch_entropy(similarities: Tensor) -> Tensor:

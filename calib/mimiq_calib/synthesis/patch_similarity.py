@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from mimiq_calib.pixels import PixelScale
 from mimiq_calib.schedules import warm_up_cosine_factor
 from mimiq_calib.synthesis.augmentation import DiagonalRoll
+from mimiq_calib.synthesis.layer_similarity import layer_patch_similarities
 from mimiq_calib.synthesis.optimisation import Method, SynthesisedBatch, optimise_images
-from mimiq_calib.synthesis.patch_entropy import patch_entropy, patch_similarities
+from mimiq_calib.synthesis.patch_entropy import patch_entropy
 from mimiq_calib.synthesis.total_variation import total_variation
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ class _Objective:
         self._labels = labels
         # A tensor: a compiled step would be compiled again for another number.
         self._variation_target = torch.tensor(variation_target, device=labels.device)
-        self._prefix = int(getattr(teacher, "num_prefix_tokens", 0))
+        self._teacher = teacher
 
     def __call__(
         self,
@@ -138,12 +139,9 @@ class _Objective:
         images: Tensor,
         augmented: Tensor,
     ) -> dict[str, Tensor]:
-        layers = [
-            patch_entropy(patch_similarities(tap, len(images), prefix_tokens=self._prefix))
-            for tap in taps
-        ]
+        similarities = layer_patch_similarities(self._teacher, taps, len(images))
         # The sum over layers, not their mean, as published.
-        entropy = torch.stack(layers).sum()
+        entropy = torch.stack([patch_entropy(layer) for layer in similarities]).sum()
         classes = F.cross_entropy(class_logits.float(), self._labels)
         variation = total_variation(augmented, diagonal_weight=1.0)
         loss = (
