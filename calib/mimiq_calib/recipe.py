@@ -18,6 +18,7 @@ __all__ = [
     "DistillationSettings",
     "ImageSource",
     "ObservationSettings",
+    "PatchSimilaritySettings",
     "Precision",
     "QuantizationSettings",
     "Recipe",
@@ -34,6 +35,7 @@ class ImageSource(StrEnum):
     """Where calibration images come from."""
 
     MIMIQ = "mimiq"
+    PATCH_SIMILARITY = "patch-similarity"
     NOISE = "noise"
     FOLDER = "folder"
 
@@ -96,8 +98,46 @@ class QuantizationSettings(_Section):
         return own or self.weight_bits, own or self.activation_bits
 
 
+class PatchSimilaritySettings(_Section):
+    """The source ``patch-similarity`` (PSAQ-ViT, section 2.6 of docs/method.md).
+
+    Attributes:
+        learning_rate: The largest of each of the two rounds; 0.25 is published for Swin.
+        warmup: Share of a round in which the learning rate rises; then it falls along a cosine.
+        entropy_weight: Weight of the entropy of the patches' similarities, the sum over layers.
+        class_weight: Weight of the cross-entropy with the random label.
+        total_variation_weight: Weight of the distance of the total variation from its target.
+        total_variation_low: The least that the target may be, for 32 images of 224 x 224; it is
+            scaled with the square root of their number and size.
+        total_variation_high: The most.
+        jitter: Largest shift in pixels in the first round; twice as much in the second. None for
+            the paper's 15 pixels at 224, scaled to the model's input.
+        flip: Whether images are mirrored at random.
+    """
+
+    learning_rate: float = Field(default=0.2, gt=0)
+    warmup: float = Field(default=0.2, ge=0, lt=1)
+    entropy_weight: float = Field(default=1.0, ge=0)
+    class_weight: float = Field(default=1.0, ge=0)
+    total_variation_weight: float = Field(default=0.05, ge=0)
+    total_variation_low: float = Field(default=2500.0, ge=0)
+    total_variation_high: float = Field(default=3000.0, ge=0)
+    jitter: int | None = Field(default=None, ge=0)
+    flip: bool = True
+
+    @model_validator(mode="after")
+    def _range_is_in_order(self) -> Self:
+        if self.total_variation_low > self.total_variation_high:
+            raise ValueError("total_variation_low is above total_variation_high")
+        return self
+
+
 class SynthesisSettings(_Section):
-    """How calibration images are made (MimiQ, section 2 of docs/method.md).
+    """How calibration images are made (section 2 of docs/method.md).
+
+    ``num_images``, ``batch_size``, ``iterations``, ``precision`` and ``compile`` count for every
+    source that makes images from the weights; ``patch_similarity`` holds what is particular to that
+    source, all other keys are MimiQ's.
 
     Attributes:
         source: Where the images come from.
@@ -115,6 +155,9 @@ class SynthesisSettings(_Section):
             the paper's 8 pixels at 224, scaled to the model's input.
         flip: Whether images are mirrored at random.
         precision: Arithmetic of forward and backward passes.
+        compile: Whether the steps go through torch.compile. None: on a GPU, unless that fails;
+            True: a failure is an error.
+        patch_similarity: The source ``patch-similarity``.
     """
 
     source: ImageSource = ImageSource.MIMIQ
@@ -131,6 +174,8 @@ class SynthesisSettings(_Section):
     jitter: int | None = Field(default=None, ge=0)
     flip: bool = False
     precision: Precision = Precision.AUTO
+    compile: bool | None = None
+    patch_similarity: PatchSimilaritySettings = PatchSimilaritySettings()
 
     @model_validator(mode="after")
     def _folder_belongs_to_its_source(self) -> Self:

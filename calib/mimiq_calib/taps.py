@@ -12,13 +12,14 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-__all__ = ["attention_taps"]
+__all__ = ["Place", "attention_taps"]
+
+Place = Literal["logits", "head_outputs"]
+"""Which tensor of an attention is read; see :func:`attention_taps`."""
 
 
 @contextlib.contextmanager
-def attention_taps(
-    model: nn.Module, place: Literal["logits", "head_outputs"]
-) -> Iterator[list[Tensor]]:
+def attention_taps(model: nn.Module, place: Place) -> Iterator[list[Tensor]]:
     """Record one tensor of every attention module in each forward pass.
 
     Args:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from mimiq_calib.synthesis.augmentation import SynthesisAugmentation
+from mimiq_calib.synthesis.augmentation import DiagonalRoll, SynthesisAugmentation
 
 
 def augmentation(
@@ -116,6 +116,30 @@ def test_offset_fades() -> None:
     assert np.abs(last).max() < 1.05, "but for a hundredth of a normal it is within -1..1"
 
 
+@pytest.mark.parametrize("step", [0, 3, 49, 50, 99])
+def test_equals_slow_loops_with_the_same_draws(step: int) -> None:
+    """Shift, mirror, offset, mean and contrast, written out one channel at a time."""
+    images = ramp()
+    got = augmentation(seed=8, flip=True)(images, step).numpy()
+    generator = torch.Generator().manual_seed(8)
+    limit = 2 if step < 50 else 4
+    down, right = torch.randint(-limit, limit + 1, (2,), generator=generator).tolist()
+    expected = slow_roll(images.numpy(), down, right)
+    if torch.rand(1, generator=generator).item() < 0.5:
+        expected = expected[..., ::-1].copy()
+    draws = (2, 3, 1, 1)
+    normal = torch.randn(draws, generator=generator).double().numpy()
+    uniform_mean = torch.rand(draws, generator=generator).double().numpy()
+    uniform_contrast = torch.rand(draws, generator=generator).double().numpy()
+    for image, channel in np.ndindex(2, 3):
+        at = (image, channel, 0, 0)
+        offset = normal[at] * 0.5 * (100 - step) / 100
+        mean, spread = 2 * uniform_mean[at] - 1, math.exp(2 * uniform_contrast[at] - 1)
+        expected[image, channel] = (expected[image, channel] + offset - mean) / spread
+    # Draws are in single precision.
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
+
+
 def test_same_generator_same_change() -> None:
     images = ramp()
     first, second, other = (augmentation(seed=seed, flip=True) for seed in (4, 4, 5))
@@ -136,3 +160,48 @@ def test_gradient_flows_to_every_pixel() -> None:
     augmentation()(images, 0).sum().backward()
     assert images.grad is not None
     assert (images.grad > 0).all()
+
+
+class TestDiagonalRoll:
+    def roll(self, *, seed: int = 0, jitter: int | None = 3, flip: bool = False) -> DiagonalRoll:
+        generator = torch.Generator().manual_seed(seed)
+        return DiagonalRoll((16, 24), 10, jitter=jitter, flip=flip, generator=generator)
+
+    @pytest.mark.parametrize(("step", "limit"), [(0, 3), (9, 3), (10, 6), (19, 6)])
+    def test_rolls_by_the_same_number_both_ways_and_twice_as_far_later(
+        self, step: int, limit: int
+    ) -> None:
+        roll, images = self.roll(), ramp()
+        seen = set()
+        for _ in range(150):
+            after = roll(images, step)
+            down, right = shift_of(images, after)
+            assert down == right
+            np.testing.assert_array_equal(after.numpy(), slow_roll(images.numpy(), down, right))
+            seen.add(down)
+        assert seen == set(range(-limit, limit + 1))
+
+    def test_mirrors_about_half_of_the_time(self) -> None:
+        roll, images = self.roll(jitter=0, flip=True), ramp()
+        mirrored = 0
+        for _ in range(60):
+            after = roll(images, 0)
+            mirrored += torch.equal(after, images.flip(-1))
+            assert torch.equal(after, images.flip(-1)) or torch.equal(after, images)
+        assert 15 < mirrored < 45
+        assert torch.equal(self.roll(jitter=0)(images, 0), images)
+
+    def test_default_shift_is_the_papers_at_224(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+        roll = DiagonalRoll((224, 224), 10, jitter=None, flip=False, generator=generator)
+        image = torch.zeros(1, 1, 224, 224)
+        image[0, 0, 0, 0] = 1.0
+        rows = [int(roll(image, 0)[0, 0].argmax()) // 224 for _ in range(400)]
+        assert max(min(row, 224 - row) for row in rows) == 15
+
+    def test_gradient_flows_and_global_randomness_is_left_alone(self) -> None:
+        state, images = torch.get_rng_state(), ramp().requires_grad_()
+        self.roll(flip=True)(images, 0).sum().backward()
+        assert torch.equal(torch.get_rng_state(), state)
+        assert images.grad is not None
+        assert (images.grad == 1).all()

@@ -197,6 +197,64 @@ def test_slices_without_prefix_tokens() -> None:
     assert not logits.grad[..., :2].any()
 
 
+@pytest.mark.parametrize("prefix", [0, 1, 3])
+def test_prefix_tokens_are_left_out_as_by_a_slice(prefix: int) -> None:
+    logits = random_logits(2, 3, 6, 18).requires_grad_()
+    sliced = logits.detach().clone().requires_grad_()
+    similarity = head_similarity(logits, prefix_tokens=prefix)
+    assert torch.equal(similarity, head_similarity(sliced[..., prefix:, prefix:]))
+    inter_head_loss(similarity).backward()
+    inter_head_loss(head_similarity(sliced[..., prefix:, prefix:])).backward()
+    assert logits.grad is not None
+    assert torch.equal(logits.grad, sliced.grad)
+
+
+@pytest.mark.parametrize("elements", [1, 200, 700, 10**6])
+def test_the_size_of_a_block_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch, elements: int
+) -> None:
+    """One image at a time, blocks that do not divide the batch, all at once."""
+    logits = random_logits(5, 3, 4, 16)
+    whole, parts = (logits.clone().requires_grad_() for _ in range(2))
+    expected = head_similarity(whole)
+    inter_head_loss(expected).backward()
+    monkeypatch.setattr("mimiq_calib.synthesis.head_similarity.BLOCK_ELEMENTS", elements)
+    similarity = head_similarity(parts)
+    inter_head_loss(similarity).backward()
+    # The library may add up a product of another size in another order.
+    torch.testing.assert_close(similarity, expected, rtol=0.0, atol=1e-6)
+    torch.testing.assert_close(parts.grad, whole.grad, rtol=1e-4, atol=1e-8)
+
+
+def test_hidden_keys_do_not_count() -> None:
+    """Each query sees other keys: the same as a map of these keys alone."""
+    logits = random_logits(2, 3, 4, 16)
+    visible = torch.rand(4, 16, generator=torch.Generator().manual_seed(4)) < 0.7
+    assert visible.sum(dim=1).min() >= 3
+    logits[..., 5] += 100.0 * ~visible[:, 5]  # extremes where nobody looks
+    logits.requires_grad_()
+    similarity = head_similarity(logits, visible)
+    for query in range(4):
+        alone = head_similarity(logits.detach()[:, :, query : query + 1, visible[query]])
+        torch.testing.assert_close(similarity[:, query], alone[:, 0], rtol=0.0, atol=1e-5)
+    inter_head_loss(similarity).backward()
+    assert logits.grad is not None
+    hidden = (~visible).expand_as(logits)
+    assert not logits.grad[hidden].any()
+    assert logits.grad[~hidden].all()
+
+
+def test_equal_extremes_share_their_gradient() -> None:
+    """As automatic differentiation of amin and amax has it."""
+    logits = torch.tensor([[[[0.0, 3.0, 3.0, 1.0]], [[2.0, 0.0, 0.5, 0.0]]]])
+    exact = logits.double().requires_grad_()
+    (1 - autograd_similarity(exact).square()).mean().backward()
+    ours = logits.clone().requires_grad_()
+    inter_head_loss(head_similarity(ours)).backward()
+    assert ours.grad is not None
+    torch.testing.assert_close(ours.grad.double(), exact.grad, rtol=1e-4, atol=1e-6)
+
+
 def test_bfloat16_is_computed_in_single_precision() -> None:
     logits = random_logits(2, 3, 4, 25).bfloat16().requires_grad_()
     similarity = head_similarity(logits)

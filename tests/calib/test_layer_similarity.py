@@ -15,7 +15,7 @@ from torch import nn
 from mimiq_calib.conversion.convert import expose_attention
 from mimiq_calib.distillation.losses import structural_attention_loss
 from mimiq_calib.synthesis.head_similarity import inter_head_loss, mean_head_similarity
-from mimiq_calib.synthesis.layer_similarity import layer_similarities
+from mimiq_calib.synthesis.layer_similarity import layer_patch_similarities, layer_similarities
 from mimiq_calib.taps import attention_taps
 
 
@@ -121,3 +121,27 @@ def test_structural_loss_compares_window_by_window() -> None:
     got = float(structural_attention_loss(*heads, prefix_tokens=0))
     assert got == pytest.approx(np.mean(layers), rel=1e-5)
     assert got > 0.01
+
+
+@pytest.mark.parametrize(
+    "arguments", [{}, {"window_size": 3, "depths": (1, 1)}], ids=["shifted", "padded"]
+)
+def test_patches_of_a_window_are_compared_and_pads_are_not(arguments: dict[str, Any]) -> None:
+    model = expose_attention(tiny_swin(**arguments))
+    with torch.no_grad(), attention_taps(model, "head_outputs") as taps:
+        model(images(2))
+        outputs = list(taps)
+    got = layer_patch_similarities(model, outputs, 2)
+    blocks = [block for stage in model.layers for block in stage.blocks]
+    for block, similarities, tap in zip(blocks, got, outputs, strict=True):
+        windows = window_origins(block.input_resolution, block.window_size, block.shift_size)
+        mean_heads = tap.double().numpy().mean(axis=1).reshape(2, *windows.shape[:2], -1)
+        expected = []
+        for image in mean_heads:
+            pairs = []
+            for patches, origins in zip(image, windows, strict=True):
+                real = patches[origins[:, 0] >= 0]
+                real = real / np.linalg.norm(real, axis=-1, keepdims=True)
+                pairs.append((real @ real.T).ravel())
+            expected.append(np.concatenate(pairs))
+        np.testing.assert_allclose(similarities.numpy(), np.stack(expected), atol=1e-5)

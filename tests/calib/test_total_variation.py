@@ -7,7 +7,7 @@ import torch
 from mimiq_calib.synthesis.total_variation import total_variation
 
 
-def slow_total_variation(images: np.ndarray) -> float:
+def slow_total_variation(images: np.ndarray, diagonal: float = 0.5**0.5) -> float:
     squares = dict.fromkeys([(0, 1), (1, 0), (1, 1), (1, -1)], 0.0)
     _, _, height, width = images.shape
     for image, channel, row, column in np.ndindex(images.shape):
@@ -15,7 +15,7 @@ def slow_total_variation(images: np.ndarray) -> float:
             if 0 <= column + right < width and row + down < height:
                 other = images[image, channel, row + down, column + right]
                 squares[down, right] += (images[image, channel, row, column] - other) ** 2
-    weights = {(0, 1): 1.0, (1, 0): 1.0, (1, 1): 0.5**0.5, (1, -1): 0.5**0.5}
+    weights = {(0, 1): 1.0, (1, 0): 1.0, (1, 1): diagonal, (1, -1): diagonal}
     return sum(weights[way] * total**0.5 for way, total in squares.items())
 
 
@@ -24,6 +24,12 @@ def test_equals_slow_loops(shape: tuple[int, ...]) -> None:
     images = np.random.default_rng(0).normal(size=shape)
     got = float(total_variation(torch.from_numpy(images)))
     assert got == pytest.approx(slow_total_variation(images), rel=1e-10)
+
+
+def test_weight_of_diagonal_neighbours() -> None:
+    images = np.random.default_rng(1).normal(size=(2, 3, 4, 5))
+    got = float(total_variation(torch.from_numpy(images), diagonal_weight=1.0))
+    assert got == pytest.approx(slow_total_variation(images, 1.0), rel=1e-10)
 
 
 def test_by_hand() -> None:

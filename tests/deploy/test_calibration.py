@@ -472,6 +472,32 @@ class TestVariants:
         with Image.open(run.path("images/preview.png")) as preview:
             assert preview.mode == "L"
 
+    def test_patch_similarity_resumes_to_the_same_images(
+        self, request_: CalibrationRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        chosen = recipe(epochs=0).model_dump()
+        chosen["synthesis"] |= {"source": "patch-similarity"}
+        request = replace(request_, recipe=Recipe.model_validate(chosen))
+        run = calibrate(request, tmp_path / "undisturbed")
+        original = sources.synthesise_by_patch_similarity
+        with monkeypatch.context() as patch:
+            shards = iter([original])  # the second shard finds none
+
+            def dying(*arguments: Any, **others: Any) -> Any:
+                for synthesise in shards:
+                    return synthesise(*arguments, **others)
+                raise Killed
+
+            patch.setattr(sources, "synthesise_by_patch_similarity", dying)
+            with pytest.raises(Killed):
+                calibrate(request, tmp_path / "resumed")
+        resumed = calibrate(request, tmp_path / "resumed", resume=True)
+        for shard in ("images/shard-00000.safetensors", "images/shard-00001.safetensors"):
+            assert resumed.manifest.files[shard] == run.manifest.files[shard]
+        metrics = (run.path("metrics.jsonl")).read_text(encoding="utf-8")
+        assert "patch_entropy" in metrics
+        assert resumed.path("metrics.jsonl").read_text(encoding="utf-8") == metrics
+
     def test_noise(self, request_: CalibrationRequest, tmp_path: Path) -> None:
         chosen = recipe(epochs=0).model_dump()
         chosen["synthesis"] |= {"source": "noise", "num_images": 3}

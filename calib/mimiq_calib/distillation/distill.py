@@ -16,6 +16,7 @@ from mimiq_calib.distillation.parametrization import learn_scales_in_logarithm
 from mimiq_calib.pixels import PixelScale
 from mimiq_calib.precision import autocast, resolve_precision
 from mimiq_calib.randomness import piece_generator, piece_seed
+from mimiq_calib.schedules import cosine_factor
 from mimiq_calib.taps import attention_taps
 from mimiq_runtime.errors import InvalidInputError
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from mimiq_calib.recipe import DistillationSettings
     from mimiq_runtime.manifest import Preprocessing
 
-__all__ = ["EpochMetrics", "cosine_factor", "distill", "steps_of_distillation"]
+__all__ = ["EpochMetrics", "distill", "steps_of_distillation"]
 
 STAGE = "distillation"
 
@@ -48,17 +49,6 @@ class EpochMetrics:
     logit: float
     structure: float
     agreement: float
-
-
-def cosine_factor(step: int, total: int, floor: float) -> float:
-    """Share of the first learning rate at a step: 1 at the start, ``floor`` at the end.
-
-    Args:
-        step: Number of the step, 0 to ``total``.
-        total: Number of steps in all.
-        floor: The share at the end, 0 to 1.
-    """
-    return floor + (1 - floor) * (1 + math.cos(math.pi * step / total)) / 2
 
 
 def steps_of_distillation(settings: DistillationSettings, num_images: int) -> int:

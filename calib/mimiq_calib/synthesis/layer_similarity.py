@@ -1,4 +1,4 @@
-"""Head similarity of every layer of a model, over what is a place in the image."""
+"""Similarity of heads, or of patches, in every layer of a model, over places in the image."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 from mimiq_calib.conversion.attention import ExposedAttention
 from mimiq_calib.conversion.window_attention import ExposedWindowAttention
 from mimiq_calib.synthesis.head_similarity import head_similarity
+from mimiq_calib.synthesis.patch_entropy import patch_similarities
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import Tensor, nn
 
-__all__ = ["layer_similarities"]
+__all__ = ["layer_patch_similarities", "layer_similarities"]
 
 
 def layer_similarities(model: nn.Module, logits: Sequence[Tensor]) -> list[Tensor]:
@@ -32,14 +33,42 @@ def layer_similarities(model: nn.Module, logits: Sequence[Tensor]) -> list[Tenso
         For each layer ``(..., heads, heads)``, as :func:`head_similarity` gives them; the leading
         axes run over the images' queries.
     """
-    layers = [module for module in model.modules() if isinstance(module, ExposedAttention)]
     prefix = int(getattr(model, "num_prefix_tokens", 0))
     return [
         _of_windows(layer, tap)
         if isinstance(layer, ExposedWindowAttention)
-        else head_similarity(tap[..., prefix:, prefix:])
-        for layer, tap in zip(layers, logits, strict=True)
+        else head_similarity(tap, prefix_tokens=prefix)
+        for layer, tap in zip(_attentions(model), logits, strict=True)
     ]
+
+
+def layer_patch_similarities(
+    model: nn.Module, head_outputs: Sequence[Tensor], batch_size: int
+) -> list[Tensor]:
+    """Cosine similarity of every pair of patches, layer by layer.
+
+    What is no place in the image does not count. In a Swin, the patches of one window are
+    compared, as in the authors' code; also those that a shifted window's mask keeps apart.
+
+    Args:
+        model: The model with exposed attention that gave the outputs.
+        head_outputs: What :func:`mimiq_calib.taps.attention_taps` recorded in one forward pass.
+        batch_size: Number of images.
+
+    Returns:
+        For each layer ``(batch, pairs)``, as :func:`patch_similarities` gives them.
+    """
+    prefix = int(getattr(model, "num_prefix_tokens", 0))
+    return [
+        patch_similarities(
+            tap, batch_size, prefix_tokens=prefix, places=getattr(layer, "places", None)
+        )
+        for layer, tap in zip(_attentions(model), head_outputs, strict=True)
+    ]
+
+
+def _attentions(model: nn.Module) -> list[ExposedAttention]:
+    return [module for module in model.modules() if isinstance(module, ExposedAttention)]
 
 
 def _of_windows(layer: ExposedWindowAttention, logits: Tensor) -> Tensor:

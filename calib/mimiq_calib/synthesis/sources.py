@@ -11,7 +11,9 @@ from torch import nn
 
 from mimiq_calib.pixels import PixelScale
 from mimiq_calib.recipe import ImageSource, SynthesisSettings
-from mimiq_calib.synthesis.mimiq import SynthesisedBatch, synthesise_batch
+from mimiq_calib.synthesis.mimiq import synthesise_batch
+from mimiq_calib.synthesis.optimisation import SynthesisedBatch
+from mimiq_calib.synthesis.patch_similarity import synthesise_by_patch_similarity
 from mimiq_runtime.errors import DatasetError
 from mimiq_runtime.images import IMAGE_SUFFIXES
 from mimiq_runtime.preprocessing import preprocess_files
@@ -22,6 +24,10 @@ if TYPE_CHECKING:
     from mimiq_runtime.manifest import Preprocessing
 
 __all__ = ["ShardRequest", "make_shard", "steps_of_shard"]
+
+
+OPTIMISED = {ImageSource.MIMIQ, ImageSource.PATCH_SIMILARITY}
+"""The sources whose images are made from the weights, step by step."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +47,7 @@ class ShardRequest:
 
 def steps_of_shard(settings: SynthesisSettings) -> int:
     """How many steps of progress one shard takes."""
-    return settings.iterations if settings.source is ImageSource.MIMIQ else 1
+    return settings.iterations if settings.source in OPTIMISED else 1
 
 
 def make_shard(
@@ -57,7 +63,7 @@ def make_shard(
     """Make one shard of images from the source that the settings name.
 
     Args:
-        teacher: Full-precision model with exposed attention; only MimiQ looks at it.
+        teacher: Full-precision model with exposed attention; noise and pictures ignore it.
         settings: The source and how it works.
         preprocessing: Size of the input and the range of real pixels.
         request: Which images.
@@ -74,22 +80,26 @@ def make_shard(
     """
     match settings.source:
         case ImageSource.MIMIQ:
-            return synthesise_batch(
-                teacher,
-                settings,
-                preprocessing,
-                batch_size=request.size,
-                num_classes=num_classes,
-                generator=request.generator,
-                device=device,
-                advance=advance,
-            )
+            synthesise = synthesise_batch
+        case ImageSource.PATCH_SIMILARITY:
+            synthesise = synthesise_by_patch_similarity
         case ImageSource.NOISE:
-            batch = _noise(preprocessing, request)
+            advance(1, "")
+            return _noise(preprocessing, request)
         case ImageSource.FOLDER:
             batch = _pictures(Path(settings.folder or ""), preprocessing, request)
-    advance(1, "")
-    return batch
+            advance(1, "")
+            return batch
+    return synthesise(
+        teacher,
+        settings,
+        preprocessing,
+        batch_size=request.size,
+        num_classes=num_classes,
+        generator=request.generator,
+        device=device,
+        advance=advance,
+    )
 
 
 def _noise(preprocessing: Preprocessing, request: ShardRequest) -> SynthesisedBatch:

@@ -12,15 +12,16 @@ from torch.linalg import vector_norm
 __all__ = ["total_variation"]
 
 
-def total_variation(images: Tensor) -> Tensor:
+def total_variation(images: Tensor, *, diagonal_weight: float = 1 / math.sqrt(2)) -> Tensor:
     r"""Sum of the L2 norms of the differences to four neighbours.
 
-    :math:`\|\Delta_x\| + \|\Delta_y\| + (\|\Delta_\searrow\| + \|\Delta_\swarrow\|) / \sqrt 2`,
-    each norm over the whole batch, as in DeepInversion's code and MimiQ's. The strength on one
+    :math:`\|\Delta_x\| + \|\Delta_y\| + w (\|\Delta_\searrow\| + \|\Delta_\swarrow\|)`, each norm
+    over the whole batch, as in DeepInversion's code and those that follow it. The strength on one
     image therefore falls with the square root of the batch size.
 
     Args:
         images: ``(batch, channels, height, width)``.
+        diagonal_weight: w; MimiQ weighs diagonal neighbours by their distance, PSAQ-ViT as others.
 
     Returns:
         Scalar.
@@ -31,5 +32,5 @@ def total_variation(images: Tensor) -> Tensor:
     rising = images[..., :-1, 1:] - images[..., 1:, :-1]
     straight = vector_norm(horizontal) + vector_norm(vertical)
     diagonal = vector_norm(falling) + vector_norm(rising)
-    total: Tensor = straight + diagonal / math.sqrt(2)
+    total: Tensor = straight + diagonal_weight * diagonal
     return total
