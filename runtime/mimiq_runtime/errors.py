@@ -12,8 +12,9 @@
     │   ├── RunDirectoryError        a run directory that is missing, damaged or of another version
     │   └── OnnxModelError           an ONNX file that cannot be used
     ├── MissingDependencyError       a library that is not installed, and how to install it
-    └── EngineError                  an engine that did not do what was asked
-        └── DeviceNeededError        work that is left to another machine, with its command
+    ├── EngineError                  an engine that did not do what was asked
+    │   └── DeviceNeededError        work that is left to another machine, with its command
+    └── LostProcessError             another process of the same job has ended
 
 A message is one clear sentence: what was expected, what came, and what to do. The command line
 prints it without a traceback and exits with :attr:`MimiqDeployError.exit_code`.
@@ -33,6 +34,7 @@ __all__ = [
     "EngineError",
     "ImageError",
     "InvalidInputError",
+    "LostProcessError",
     "MimiqDeployError",
     "MissingDependencyError",
     "OnnxModelError",
@@ -136,3 +138,18 @@ class DeviceNeededError(EngineError):
         self.onnx = onnx
         self.command = command
         super().__init__(f"{reason} {onnx} is ready; run on the device: {command}")
+
+
+class LostProcessError(MimiqDeployError):
+    """Another process of the same job has ended.
+
+    Args:
+        reason: What is known about it.
+    """
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(
+            f"Another process of this job has ended ({reason}); mend what it says, and run the "
+            "same command again with --resume."
+        )
