@@ -55,6 +55,10 @@ COMMANDS = {
     "bench": LazyCommand(
         "mimiq_deploy.commands.bench", "Measure latency and throughput beside the baselines"
     ),
+    "study": LazyCommand(
+        "mimiq_deploy.commands.study",
+        "Measure what each choice of the method is worth, in one table",
+    ),
     "predict": LazyCommand(
         "mimiq_deploy.commands.predict", "Classify pictures with a run's exported model"
     ),

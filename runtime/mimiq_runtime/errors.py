@@ -10,7 +10,8 @@
     │   ├── ImageError               a picture that cannot be read
     │   ├── DatasetError             a folder of labelled pictures that cannot be used
     │   ├── RunDirectoryError        a run directory that is missing, damaged or of another version
-    │   └── OnnxModelError           an ONNX file that cannot be used
+    │   ├── OnnxModelError           an ONNX file that cannot be used
+    │   └── DivergedError            numbers that ran away while they were optimised
     ├── MissingDependencyError       a library that is not installed, and how to install it
     ├── EngineError                  an engine that did not do what was asked
     │   └── DeviceNeededError        work that is left to another machine, with its command
@@ -31,6 +32,7 @@ __all__ = [
     "CheckpointError",
     "DatasetError",
     "DeviceNeededError",
+    "DivergedError",
     "EngineError",
     "ImageError",
     "InvalidInputError",
@@ -100,6 +102,10 @@ class RunDirectoryError(InvalidInputError):
 
 class OnnxModelError(InvalidInputError):
     """An ONNX file that cannot be used."""
+
+
+class DivergedError(InvalidInputError):
+    """Numbers that ran away while they were optimised: the learning rate is too high."""
 
 
 class MissingDependencyError(MimiqDeployError):

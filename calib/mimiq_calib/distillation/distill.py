@@ -22,7 +22,7 @@ from mimiq_calib.precision import autocast, resolve_precision
 from mimiq_calib.processes import Processes
 from mimiq_calib.randomness import piece_generator, piece_seed
 from mimiq_calib.taps import attention_taps
-from mimiq_runtime.errors import InvalidInputError
+from mimiq_runtime.errors import DivergedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -105,7 +105,7 @@ def distill(
         advance: Called with the number of steps done and a note.
 
     Raises:
-        InvalidInputError: A loss is no longer finite; the state after the last good epoch is in
+        DivergedError: A loss is no longer finite; the state after the last good epoch is in
             ``checkpoint``.
         RunDirectoryError: ``checkpoint`` is not of this training.
         LostProcessError: Another process has ended.
@@ -249,7 +249,7 @@ class _StepLosses:
 def _refuse_divergence(parts: Tensor) -> None:
     loss = float(parts[0])
     if not math.isfinite(loss):
-        raise InvalidInputError(
+        raise DivergedError(
             f"The distillation diverged: its loss is {loss}; lower distillation.learning_rate, and "
             "continue from the last good epoch with --resume or start anew."
         )

@@ -20,7 +20,7 @@ from mimiq_calib.synthesis.head_similarity import inter_head_loss, mean_head_sim
 from mimiq_calib.synthesis.layer_similarity import layer_similarities
 from mimiq_calib.synthesis.total_variation import total_variation
 from mimiq_calib.taps import attention_taps
-from mimiq_runtime.errors import InvalidInputError
+from mimiq_runtime.errors import DivergedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -70,7 +70,7 @@ def synthesise_batch(
         advance: Called after every step with the number of steps and a note.
 
     Raises:
-        InvalidInputError: The loss is no longer finite.
+        DivergedError: The loss is no longer finite.
     """
     pixel_scale = PixelScale(preprocessing, device)
     shape = (batch_size, *preprocessing.input_size)
@@ -154,7 +154,7 @@ class _Objective:
 def _finite(losses: dict[str, Tensor], step: int) -> dict[str, float]:
     values = {name: float(value) for name, value in losses.items()}
     if not all(abs(value) < float("inf") for value in values.values()):
-        raise InvalidInputError(
+        raise DivergedError(
             f"The synthesis of images diverged at step {step}: its losses are {values}; lower "
             "synthesis.learning_rate or set synthesis.precision to fp32."
         )
