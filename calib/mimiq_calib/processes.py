@@ -148,16 +148,18 @@ def join_processes(device: str) -> Iterator[tuple[Processes, torch.device]]:
     if count == 1:
         yield Processes(), _usable_device(device)
         return
+    # Before anybody waits: a device that is not there is most often not there for all.
+    own_device = _own_device(device, int(os.environ["LOCAL_RANK"]))
     try:
         store, rank, count = next(rendezvous("env://", timeout=TIMEOUT))
         # Bytes and bookkeeping travel through gloo on GPUs too.
-        backend = "gloo" if device == "cpu" else "cpu:gloo,cuda:nccl"
+        backend = "gloo" if own_device.type == "cpu" else "cpu:gloo,cuda:nccl"
         dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=TIMEOUT)
     except (RuntimeError, ValueError, KeyError) as error:
         raise LostProcessError(_first_line(error)) from error
     processes = Processes(rank, count, store)
     try:
-        yield processes, _own_device(device, int(os.environ["LOCAL_RANK"]))
+        yield processes, own_device
     except LostProcessError:
         raise
     except MimiqDeployError as error:

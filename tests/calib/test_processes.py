@@ -110,6 +110,15 @@ class TestAlone:
             assert (processes.count, device) == (1, torch.device("cpu"))
             assert not torch.distributed.is_initialized()
 
+    @pytest.mark.parametrize("name", ["nonsense", "cuda:1", "mps"])
+    def test_with_others_a_device_is_a_kind(
+        self, name: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for variable, value in {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}.items():
+            monkeypatch.setenv(variable, value)
+        with pytest.raises(InvalidInputError, match="cpu or cuda"), join_processes(name):
+            pass
+
     @pytest.mark.parametrize("name", ["nonsense", "cuda:99"])
     def test_a_device_that_is_not_there(self, name: str) -> None:
         with pytest.raises(InvalidInputError, match="cpu always can"), join_processes(name):
