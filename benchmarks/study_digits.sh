@@ -26,5 +26,5 @@ mimiq-deploy study vit_tiny_patch16_224 --output "$output/study" --checkpoint "$
   --preprocessing 'mean=[0.5]' --preprocessing 'std=[0.5]' \
   --preprocessing 'input_size=[1,32,32]' --preprocessing crop_pct=1.0 \
   --recipe demo --set synthesis.num_images=64 --set synthesis.batch_size=32 \
-  --set synthesis.iterations=100 --set observation.num_images=64 --set distillation.epochs=30 \
+  --set synthesis.iterations=100 --set observation.num_images=64 --set distillation.epochs=15 \
   --bits w4a4 --bits w3a3 --bits w2a4 --data "$output/held-out" --folder "$output/trained-on" --ablations "$@"

@@ -180,7 +180,7 @@ def study(
 def _print(report: StudyReport, output: Path) -> None:
     from rich.table import Table
 
-    from mimiq_deploy.study.markdown import points
+    from mimiq_deploy.study.markdown import points, signed
     from mimiq_deploy.study.report import name_of_choice
 
     yardstick = report.yardstick
@@ -212,10 +212,10 @@ def _print(report: StudyReport, output: Path) -> None:
             f"better in {gain.better} of {gain.seeds} seeds"
         )
     for link in report.correlations:
-        value = "not defined" if link.spearman is None else f"{link.spearman:+.2f}"
         console.print(
             f"{link.bits} {link.fine_tuning}: rank correlation of head similarity and "
-            f"{yardstick.score} {value} over {link.cells} cells"
+            f"{yardstick.score} {signed(link.spearman)} (squared {signed(link.spearman_squared)}) "
+            f"over {link.cells} cells"
         )
     for cell in report.cells:
         if cell.failure:

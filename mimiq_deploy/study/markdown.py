@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from mimiq_deploy.study.report import StudyReport
 
-__all__ = ["points", "render_markdown"]
+__all__ = ["points", "render_markdown", "signed"]
 
 
 def render_markdown(report: StudyReport) -> str:
@@ -54,6 +54,11 @@ def points(value: float | None, spread: float | None = None, *, signed: bool = F
     return text if spread is None else f"{text} ± {100 * spread:.2f}"
 
 
+def signed(correlation: float | None) -> str:
+    """A correlation with its sign; a dash where it is not defined."""
+    return "-" if correlation is None else f"{correlation:+.2f}"
+
+
 def _scores(report: StudyReport, bits: str) -> str:
     rows = [row for row in report.rows if row.bits == bits]
     fine_tunings = list(dict.fromkeys(row.fine_tuning for row in rows))
@@ -67,9 +72,9 @@ def _scores(report: StudyReport, bits: str) -> str:
         ]
         any_row = next(iter(mine.values()))
         seeds = "/".join(dict.fromkeys(str(row.seeds) for row in mine.values()))
-        similarity = f"{any_row.head_similarity:.3f}"
-        lines.append([name_of_choice(*choice), *scores, similarity, seeds])
-    head = ["images", *fine_tunings, "head similarity", "seeds"]
+        similar = [f"{any_row.head_similarity:.3f}", f"{any_row.squared_similarity:.3f}"]
+        lines.append([name_of_choice(*choice), *scores, *similar, seeds])
+    head = ["images", *fine_tunings, "mean SSIM", "mean SSIM²", "seeds"]
     return f"## {bits.upper()}\n\n{_table(head, lines)}"
 
 
@@ -92,11 +97,11 @@ def _comparisons(report: StudyReport) -> list[str]:
 
 def _correlations(report: StudyReport) -> list[str]:
     lines = [
-        [c.bits, c.fine_tuning, str(c.cells), "-" if c.spearman is None else f"{c.spearman:+.2f}"]
+        [c.bits, c.fine_tuning, str(c.cells), signed(c.spearman), signed(c.spearman_squared)]
         for c in report.correlations
     ]
-    head = ["bits", "fine-tuning", "cells", "Spearman"]
-    title = f"## Head similarity of the images against {report.yardstick.score}"
+    head = ["bits", "fine-tuning", "cells", "of mean SSIM", "of mean SSIM²"]
+    title = f"## Rank correlation of head similarity and {report.yardstick.score}"
     return [title, _table(head, lines)] if lines else []
 
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from mimiq_calib.recipe import SynthesisSettings
+    from mimiq_calib.synthesis.image_similarity import HeadSimilarity
     from mimiq_runtime.run_directory import RunDirectory
 
 __all__ = ["Images", "LabelledPictures", "Measured", "Measurement", "UnseenImages"]
@@ -41,7 +42,8 @@ class Measured(Schema):
         score: Accuracy or agreement, 0 to 1.
         agreement: Share of images with the same top-1 as full precision, 0 to 1.
         kl: Divergence from full precision in nats; None where a logit is not finite.
-        head_similarity: Of the run's calibration images, -1 to 1.
+        head_similarity: Of the run's calibration images: mean SSIM, -1 to 1.
+        squared_similarity: The same of the squared SSIM, 0 to 1.
     """
 
     yardstick: str
@@ -49,6 +51,7 @@ class Measured(Schema):
     agreement: float
     kl: float | None
     head_similarity: float
+    squared_similarity: float
 
 
 class LabelledPictures:
@@ -188,7 +191,7 @@ class Measurement:
         self._teacher = teacher
         self._images = images
         self._device = device
-        self._similarities: dict[tuple[str, ...], float] = {}
+        self._similarities: dict[tuple[str, ...], HeadSimilarity] = {}
         self._reference = self._logits(teacher)
         deciding = [run.manifest.model.weights_sha256, images.score, images.identity()]
         self.yardstick = Yardstick(
@@ -209,12 +212,14 @@ class Measurement:
                 return before
         logits = self._logits(load_student(run).to(self._device))
         divergence = kl_divergence(self._reference, logits)
+        similarity = self._head_similarity(run)
         measured = Measured(
             yardstick=self.yardstick.sha256,
             score=self._images.rate(self._reference, logits),
             agreement=agreement(self._reference, logits),
             kl=divergence if np.isfinite(divergence) else None,
-            head_similarity=self._head_similarity(run),
+            head_similarity=similarity.ssim,
+            squared_similarity=similarity.squared,
         )
         run.write_json(self.FILE, measured.model_dump(mode="json"))
         return measured
@@ -230,7 +235,7 @@ class Measurement:
                 advance(len(images), "")
         return np.concatenate(rows)
 
-    def _head_similarity(self, run: RunDirectory) -> float:
+    def _head_similarity(self, run: RunDirectory) -> HeadSimilarity:
         """Of all images of a run; many runs of a study have the same ones."""
         import torch
 

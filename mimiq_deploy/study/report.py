@@ -60,7 +60,8 @@ class CellResult(Schema):
         score: Accuracy or agreement, 0 to 1; None where the cell failed.
         agreement: Share of the same images with the same top-1 as full precision, 0 to 1.
         kl: Divergence of its probabilities from those of full precision, in nats.
-        head_similarity: Of its calibration images, -1 to 1.
+        head_similarity: Of its calibration images: mean SSIM of two heads' maps, -1 to 1.
+        squared_similarity: Mean of the squared SSIM, 0 to 1: what the method's loss raises.
         seconds: Time of its stages; images that another cell made are not in it.
         failure: Why it failed, in a sentence; None where it did not.
     """
@@ -75,6 +76,7 @@ class CellResult(Schema):
     agreement: float | None = None
     kl: float | None = None
     head_similarity: float | None = None
+    squared_similarity: float | None = None
     seconds: float = 0.0
     failure: str | None = None
 
@@ -91,6 +93,7 @@ class StudyRow(Schema):
         score: Mean score, 0 to 1.
         spread: Standard deviation over the seeds (n - 1); None for one.
         head_similarity: Mean of their images' head similarity.
+        squared_similarity: Mean of their images' squared similarity.
     """
 
     bits: str
@@ -101,6 +104,7 @@ class StudyRow(Schema):
     score: float
     spread: float | None
     head_similarity: float
+    squared_similarity: float
 
 
 class Comparison(Schema):
@@ -132,13 +136,15 @@ class Correlation(Schema):
         bits: Such as ``w4a4``.
         fine_tuning: How the models were trained.
         cells: Number of points.
-        spearman: Rank correlation, -1 to 1; None where it is not defined.
+        spearman: Rank correlation with the mean SSIM, -1 to 1; None where it is not defined.
+        spearman_squared: That with the mean of the squared SSIM.
     """
 
     bits: str
     fine_tuning: str
     cells: int
     spearman: float | None
+    spearman_squared: float | None
 
 
 class StudyReport(Schema):
@@ -174,7 +180,6 @@ def summarise(cells: Sequence[CellResult]) -> list[StudyRow]:
     rows = []
     for group in _groups(cells, lambda c: (c.bits, c.source, c.fine_tuning, c.without)):
         scores = [cell.score for cell in group if cell.score is not None]
-        similarities = [c.head_similarity for c in group if c.head_similarity is not None]
         first = group[0]
         rows.append(
             StudyRow(
@@ -185,7 +190,8 @@ def summarise(cells: Sequence[CellResult]) -> list[StudyRow]:
                 seeds=len(scores),
                 score=mean(scores),
                 spread=_spread(scores),
-                head_similarity=mean(similarities),
+                head_similarity=mean(c.head_similarity or 0.0 for c in group),
+                squared_similarity=mean(c.squared_similarity or 0.0 for c in group),
             )
         )
     return rows
@@ -231,14 +237,15 @@ def correlate(cells: Sequence[CellResult]) -> list[Correlation]:
     correlations = []
     alike = [cell for cell in cells if cell.without != "structure"]
     for group in _groups(alike, lambda c: (c.bits, c.fine_tuning)):
-        points = [(c.head_similarity, c.score) for c in group]
-        similarities, scores = np.array(points, dtype=np.float64).T
+        found = [(c.head_similarity, c.squared_similarity, c.score) for c in group]
+        similarities, squares, scores = np.array(found, dtype=np.float64).T
         correlations.append(
             Correlation(
                 bits=group[0].bits,
                 fine_tuning=group[0].fine_tuning,
                 cells=len(group),
                 spearman=spearman(similarities, scores),
+                spearman_squared=spearman(squares, scores),
             )
         )
     return correlations

@@ -156,6 +156,7 @@ def _measured(cell: Cell, run: RunDirectory, measurement: Measurement) -> CellRe
         agreement=measured.agreement,
         kl=measured.kl,
         head_similarity=measured.head_similarity,
+        squared_similarity=measured.squared_similarity,
         seconds=sum(stage.seconds for stage in run.manifest.stages.values()),
     )
 

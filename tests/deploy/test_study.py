@@ -104,6 +104,7 @@ def cell(
         seed=seed,
         score=score,
         head_similarity=None if score is None else similarity,
+        squared_similarity=None if score is None else -similarity,
         failure=failure,
     )
 
@@ -149,6 +150,7 @@ class TestReport:
         # Similarities .8 .6 .1 .2 .3 rank 5 4 1 2 3, scores .9 .7 .6 .8 .0 rank 5 3 2 4 1.
         assert first.cells == 5
         assert first.spearman == pytest.approx(1 - 6 * (0 + 1 + 1 + 4 + 4) / (5 * 24))
+        assert first.spearman_squared == pytest.approx(-first.spearman)
         assert (second.cells, second.spearman) == (2, None)
 
 
