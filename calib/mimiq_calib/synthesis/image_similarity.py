@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from mimiq_calib.synthesis.head_similarity import head_similarity, mean_head_similarity
+from mimiq_calib.synthesis.head_similarity import mean_head_similarity
+from mimiq_calib.synthesis.layer_similarity import layer_similarities
 from mimiq_calib.taps import attention_taps
 
 if TYPE_CHECKING:
@@ -46,13 +47,12 @@ def head_similarity_of_images(
         pixel_scale: From pixels to the model's input, on the model's device.
         batch_size: Images a forward pass.
     """
-    prefix = int(getattr(teacher, "num_prefix_tokens", 0))
     device = next(teacher.parameters()).device
     total = torch.zeros(2, dtype=torch.float64)
     for batch in torch.split(images, batch_size):
         with attention_taps(teacher, "logits") as taps:
             teacher(pixel_scale.normalise(pixel_scale.to_unit(batch.to(device))))
-            layers = [head_similarity(tap[..., prefix:, prefix:]) for tap in taps]
+            layers = layer_similarities(teacher, list(taps))
         for power in (1, 2):
             means = [mean_head_similarity(layer.pow(power)) for layer in layers]
             total[power - 1] += float(torch.stack(means).mean()) * len(batch)
