@@ -1,4 +1,9 @@
-"""Calibrating a model: synthesis, observation, distillation, each a stage of the run directory."""
+"""Calibrating a model: synthesis, observation, distillation, each a stage of the run directory.
+
+Under torchrun all processes go through the same steps. Shards of images and batches of the
+distillation are shared among them; the first process alone writes the run directory, and the
+others read it.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +13,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from mimiq_deploy.image_making import SYNTHESIS, as_written, copy_images, make_images
 from mimiq_runtime.errors import CheckpointError, InvalidInputError, RunDirectoryError
 from mimiq_runtime.machine import library_versions
 from mimiq_runtime.manifest import ModelRecord, RunManifest
@@ -21,11 +27,12 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from mimiq_calib.processes import Processes
     from mimiq_calib.recipe import Recipe
 
 __all__ = ["CalibrationRequest", "calibrate"]
 
-SYNTHESIS, OBSERVATION, DISTILLATION = "synthesis", "observation", "distillation"
+OBSERVATION, DISTILLATION = "observation", "distillation"
 CHECKPOINT = "checkpoints/distillation.safetensors"
 LIBRARIES = ("mimiq-deploy", "torch", "torchvision", "timm", "numpy", "safetensors", "pillow")
 
@@ -44,7 +51,7 @@ class CalibrationRequest:
         preprocessing: Fields of the preprocessing that differ from timm's configuration.
         labels: Name of each class, or None.
         seed: Seed of every random choice.
-        device: torch's name of the device.
+        device: torch's name of the device; ``cuda`` under torchrun is a GPU for each process.
     """
 
     model: str
@@ -58,14 +65,24 @@ class CalibrationRequest:
     device: str = "cpu"
 
 
-def calibrate(request: CalibrationRequest, output: Path, *, resume: bool = False) -> RunDirectory:
+def calibrate(
+    request: CalibrationRequest,
+    output: Path,
+    *,
+    resume: bool = False,
+    images_from: RunDirectory | None = None,
+) -> RunDirectory:
     """Calibrate a model without data and write the run directory.
+
+    Every process that torchrun started calls this with the same arguments.
 
     Args:
         request: What to calibrate, and how.
         output: The run directory to make.
         resume: Continue the run in ``output`` where it stopped. A run that is not there is
             started; one that was made with other choices is refused.
+        images_from: A run with the same model, seed and choices of the synthesis, whose images
+            are copied instead of made again.
 
     Returns:
         The finished run.
@@ -73,41 +90,44 @@ def calibrate(request: CalibrationRequest, output: Path, *, resume: bool = False
     Raises:
         InvalidInputError: Something about the request, the checkpoint or the directory; see
             :mod:`mimiq_runtime.errors`.
+        LostProcessError: Another process of the job has ended.
     """
     from mimiq_calib.conversion.convert import expose_attention
+    from mimiq_calib.processes import join_processes
 
-    device = _device(request.device)
-    model, manifest = _load_model(request)
-    _check_source(request.recipe, manifest)
-    teacher = expose_attention(model).to(device)
+    with join_processes(request.device) as (processes, device):
+        model, manifest = _load_model(request, processes)
+        _check_source(request.recipe, manifest)
+        teacher = expose_attention(model).to(device)
+        if processes.first:
+            _prepare_run(output, manifest, model, images_from, resume=resume)
+        processes.wait()
+        run = RunDirectory.open(output)
+        if not run.stage_is_done(DISTILLATION):
+            images = make_images(run, teacher, request.recipe.synthesis, device, processes)
+            student = _observe(run, teacher, request.recipe, images, device, processes)
+            _distill(run, student, teacher, request.recipe, images, processes)
+        if processes.first:
+            run.path(CHECKPOINT).unlink(missing_ok=True)
+        return as_written(run, processes)
+
+
+def _prepare_run(
+    output: Path,
+    manifest: RunManifest,
+    model: nn.Module,
+    images_from: RunDirectory | None,
+    *,
+    resume: bool,
+) -> None:
     run = _create_or_resume(output, manifest, resume=resume)
     if RunDirectory.MODEL not in run.manifest.files:
         run.write_tensors(RunDirectory.MODEL, _arrays(model))
-    if run.stage_is_done(DISTILLATION):
-        run.path(CHECKPOINT).unlink(missing_ok=True)
-        return run
-    images = _synthesise(run, teacher, request.recipe, device)
-    student = _observe(run, teacher, request.recipe, images, device)
-    _distill(run, student, teacher, request.recipe, images)
-    return run
+    if images_from is not None and not run.stage_is_done(SYNTHESIS):
+        copy_images(images_from, run)
 
 
-def _device(name: str) -> torch.device:
-    import torch
-
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    # torch raises different errors for unknown names, missing drivers and missing devices.
-    except (RuntimeError, AssertionError, ValueError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise InvalidInputError(
-            f"The device {name!r} cannot be used ({reason}); cpu always can."
-        ) from error
-    return device
-
-
-def _load_model(request: CalibrationRequest) -> tuple[nn.Module, RunManifest]:
+def _load_model(request: CalibrationRequest, processes: Processes) -> tuple[nn.Module, RunManifest]:
     from mimiq_calib import model_loading
     from mimiq_calib.checkpoint_names import todays_names
 
@@ -151,6 +171,7 @@ def _load_model(request: CalibrationRequest) -> tuple[nn.Module, RunManifest]:
             "python": platform.python_version(),
             "platform": platform.platform(),
             "device": request.device,
+            "processes": str(processes.count),
             **library_versions(LIBRARIES),
         },
     )
@@ -181,55 +202,33 @@ def _create_or_resume(output: Path, manifest: RunManifest, *, resume: bool) -> R
     return run
 
 
-def _synthesise(
-    run: RunDirectory, teacher: nn.Module, recipe: Recipe, device: torch.device
-) -> Tensor:
-    """Make the shards that are not there yet; return all images, uint8 ``(n, c, h, w)``."""
-    import torch
-
-    from mimiq_calib.randomness import piece_generator
-    from mimiq_calib.synthesis.preview import write_preview
-    from mimiq_calib.synthesis.sources import ShardRequest, make_shard, steps_of_shard
-
-    settings = recipe.synthesis
-    starts = range(0, settings.num_images, settings.batch_size)
-    names = [f"images/shard-{shard:05d}.safetensors" for shard in range(len(starts))]
-    if not run.stage_is_done(SYNTHESIS):
-        begun = time.monotonic()
-        run.begin_stage(SYNTHESIS)
-        per_shard = steps_of_shard(settings)
-        with progress_bar("synthesis", per_shard * len(starts)) as advance:
-            for shard, (first, name) in enumerate(zip(starts, names, strict=True)):
-                if name in run.manifest.files:
-                    advance(per_shard, "")
-                    continue
-                size = min(settings.batch_size, settings.num_images - first)
-                batch = make_shard(
-                    teacher,
-                    settings,
-                    run.manifest.preprocessing,
-                    ShardRequest(first, size, piece_generator(run.manifest.seed, SYNTHESIS, shard)),
-                    num_classes=run.manifest.model.num_classes,
-                    device=device,
-                    advance=advance,
-                )
-                run.write_metrics(SYNTHESIS, shard, batch.metrics)
-                run.write_tensors(
-                    name, {"images": batch.images.numpy(), "labels": batch.labels.numpy()}
-                )
-        write_preview(run, names)
-        run.finish_stage(SYNTHESIS, seconds=time.monotonic() - begun)
-    shards = [run.read_tensors(name, made_by="mimiq-deploy calibrate") for name in names]
-    return torch.cat([torch.from_numpy(shard["images"]) for shard in shards])
-
-
 def _observe(
+    run: RunDirectory,
+    teacher: nn.Module,
+    recipe: Recipe,
+    images: Tensor,
+    device: torch.device,
+    processes: Processes,
+) -> nn.Module:
+    """Build the student and choose its grids and first scales, in the first process.
+
+    What was chosen is in the checkpoint from the beginning of the distillation on: then it is not
+    chosen again. The other processes get it from there too.
+    """
+    from mimiq_calib.conversion.convert import build_student
+
+    chosen_before = run.stage_is_done(OBSERVATION) and run.path(CHECKPOINT).exists()
+    if chosen_before or not processes.first:
+        return build_student(teacher, recipe.quantization)
+    begun = time.monotonic()
+    student = _choose_grids_and_scales(run, teacher, recipe, images, device)
+    run.finish_stage(OBSERVATION, seconds=time.monotonic() - begun)
+    return student
+
+
+def _choose_grids_and_scales(
     run: RunDirectory, teacher: nn.Module, recipe: Recipe, images: Tensor, device: torch.device
 ) -> nn.Module:
-    """Build the student and choose its grids and first scales.
-
-    Quick enough to be done again when a run is resumed.
-    """
     import copy
 
     from mimiq_calib.conversion.convert import insert_quantizers
@@ -237,7 +236,6 @@ def _observe(
     from mimiq_calib.pixels import PixelScale
     from mimiq_calib.reparametrization.reparametrize import reparametrize
 
-    begun = time.monotonic()
     settings = recipe.quantization
     chosen = images[: recipe.observation.num_images]
     pixel_scale = PixelScale(run.manifest.preprocessing, device)
@@ -261,12 +259,16 @@ def _observe(
             batch_size=recipe.observation.batch_size,
             advance=advance,
         )
-    run.finish_stage(OBSERVATION, seconds=time.monotonic() - begun)
     return student
 
 
 def _distill(
-    run: RunDirectory, student: nn.Module, teacher: nn.Module, recipe: Recipe, images: Tensor
+    run: RunDirectory,
+    student: nn.Module,
+    teacher: nn.Module,
+    recipe: Recipe,
+    images: Tensor,
+    processes: Processes,
 ) -> None:
     from dataclasses import asdict
 
@@ -274,16 +276,16 @@ def _distill(
     from mimiq_calib.run_models import save_student
 
     begun = time.monotonic()
-    run.begin_stage(DISTILLATION)
-    details: dict[str, Any] = {}
+    if processes.first:
+        run.begin_stage(DISTILLATION)
 
     def on_epoch(metrics: EpochMetrics) -> None:
-        details.update(asdict(metrics))
         run.write_metrics(DISTILLATION, metrics.epoch, [asdict(metrics)])
 
     settings = recipe.distillation.at_bits(recipe.quantization.weight_bits)
     if settings.epochs:
-        with progress_bar("distillation", steps_of_distillation(settings, len(images))) as advance:
+        steps = steps_of_distillation(settings, len(images))
+        with progress_bar("distillation", steps, visible=processes.first) as advance:
             distill(
                 student,
                 teacher,
@@ -292,12 +294,16 @@ def _distill(
                 run.manifest.preprocessing,
                 seed=run.manifest.seed,
                 checkpoint=run.path(CHECKPOINT),
+                processes=processes,
                 on_epoch=on_epoch,
                 advance=advance,
             )
-    save_student(run, student)
-    run.finish_stage(DISTILLATION, seconds=time.monotonic() - begun, details=details)
-    run.path(CHECKPOINT).unlink(missing_ok=True)
+    if processes.first:
+        save_student(run, student)
+        # Read, not remembered: the last epoch may have been done before an interruption.
+        pieces = run.read_metrics(DISTILLATION)
+        details = pieces[max(pieces)][0] if pieces else {}
+        run.finish_stage(DISTILLATION, seconds=time.monotonic() - begun, details=details)
 
 
 def _classes_of(weights: Mapping[str, Tensor]) -> int | None:

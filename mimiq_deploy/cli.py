@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import os
 from dataclasses import dataclass
 from typing import Any
 
 import click
 
-from mimiq_runtime.errors import MimiqDeployError
+from mimiq_deploy.one_voice import one_voice, several_processes
+from mimiq_runtime.errors import InvalidInputError, MimiqDeployError
 
 __all__ = ["COMMANDS", "LazyCommand", "LazyGroup", "cli", "main"]
 
@@ -29,15 +31,19 @@ class LazyCommand:
     Attributes:
         module: The module that defines a click command of the same name as here.
         help: The command's short help, repeated so that the overview imports no command.
+        shares_work: Whether the processes that torchrun starts share its work.
     """
 
     module: str
     help: str
+    shares_work: bool = False
 
 
 COMMANDS = {
     "calibrate": LazyCommand(
-        "mimiq_deploy.commands.calibrate", "Quantize a model without any of its training data"
+        "mimiq_deploy.commands.calibrate",
+        "Quantize a model without any of its training data",
+        shares_work=True,
     ),
     "export": LazyCommand("mimiq_deploy.commands.export", "Write the ONNX model of a run"),
     "build": LazyCommand(
@@ -48,6 +54,10 @@ COMMANDS = {
     ),
     "bench": LazyCommand(
         "mimiq_deploy.commands.bench", "Measure latency and throughput beside the baselines"
+    ),
+    "study": LazyCommand(
+        "mimiq_deploy.commands.study",
+        "Measure what each choice of the method is worth, in one table",
     ),
     "predict": LazyCommand(
         "mimiq_deploy.commands.predict", "Classify pictures with a run's exported model"
@@ -96,6 +106,12 @@ class LazyGroup(click.Group):
             near = difflib.get_close_matches(name, self.table, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
             ctx.fail(f"No such command {name!r}.{hint}")
+        if several_processes() and name in self.table and not self.table[name].shares_work:
+            sharing = ", ".join(known for known, entry in self.table.items() if entry.shares_work)
+            raise InvalidInputError(
+                f"{name} is the work of one process, and torchrun started "
+                f"{os.environ['WORLD_SIZE']}: call it without torchrun, which is for {sharing}."
+            )
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -154,6 +170,8 @@ def cli() -> None:
 def main() -> None:
     """Run the command line and exit; the entry point of ``mimiq-deploy``.
 
-    A reader that closes the pipe, such as ``head``, ends it quietly.
+    A reader that closes the pipe, such as ``head``, ends it quietly. Of several processes only
+    the first one prints.
     """
-    cli.main(prog_name="mimiq-deploy")
+    with one_voice():
+        cli.main(prog_name="mimiq-deploy")

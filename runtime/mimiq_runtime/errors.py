@@ -10,10 +10,12 @@
     │   ├── ImageError               a picture that cannot be read
     │   ├── DatasetError             a folder of labelled pictures that cannot be used
     │   ├── RunDirectoryError        a run directory that is missing, damaged or of another version
-    │   └── OnnxModelError           an ONNX file that cannot be used
+    │   ├── OnnxModelError           an ONNX file that cannot be used
+    │   └── DivergedError            numbers that ran away while they were optimised
     ├── MissingDependencyError       a library that is not installed, and how to install it
-    └── EngineError                  an engine that did not do what was asked
-        └── DeviceNeededError        work that is left to another machine, with its command
+    ├── EngineError                  an engine that did not do what was asked
+    │   └── DeviceNeededError        work that is left to another machine, with its command
+    └── LostProcessError             another process of the same job has ended
 
 A message is one clear sentence: what was expected, what came, and what to do. The command line
 prints it without a traceback and exits with :attr:`MimiqDeployError.exit_code`.
@@ -30,9 +32,11 @@ __all__ = [
     "CheckpointError",
     "DatasetError",
     "DeviceNeededError",
+    "DivergedError",
     "EngineError",
     "ImageError",
     "InvalidInputError",
+    "LostProcessError",
     "MimiqDeployError",
     "MissingDependencyError",
     "OnnxModelError",
@@ -100,6 +104,10 @@ class OnnxModelError(InvalidInputError):
     """An ONNX file that cannot be used."""
 
 
+class DivergedError(InvalidInputError):
+    """Numbers that ran away while they were optimised: the learning rate is too high."""
+
+
 class MissingDependencyError(MimiqDeployError):
     """A library that is not installed.
 
@@ -136,3 +144,18 @@ class DeviceNeededError(EngineError):
         self.onnx = onnx
         self.command = command
         super().__init__(f"{reason} {onnx} is ready; run on the device: {command}")
+
+
+class LostProcessError(MimiqDeployError):
+    """Another process of the same job has ended.
+
+    Args:
+        reason: What is known about it.
+    """
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(
+            f"Another process of this job has ended ({reason}); mend what it says, and run the "
+            "same command again with --resume."
+        )

@@ -12,7 +12,9 @@ __all__ = ["progress_bar"]
 
 
 @contextlib.contextmanager
-def progress_bar(description: str, total: int) -> Iterator[Callable[[int, str], None]]:
+def progress_bar(
+    description: str, total: int, *, visible: bool = True
+) -> Iterator[Callable[[int, str], None]]:
     """Show a progress bar with an estimate of the time left.
 
     It goes to standard error, so that ``--json`` on standard output stays clean, and shows
@@ -21,6 +23,7 @@ def progress_bar(description: str, total: int) -> Iterator[Callable[[int, str], 
     Args:
         description: What is being done.
         total: Number of steps.
+        visible: False for all but one of several processes that do the same.
 
     Yields:
         A function that advances the bar: ``advance(steps, note)``.
@@ -44,7 +47,9 @@ def progress_bar(description: str, total: int) -> Iterator[Callable[[int, str], 
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+    with Progress(
+        *columns, console=console, disable=not (visible and console.is_terminal)
+    ) as progress:
         task = progress.add_task(description, total=total, note="")
 
         def advance(steps: int, note: str = "") -> None:

@@ -207,6 +207,17 @@ class RunDirectory:
         write_text(path, "".join(f"{line}\n" for line in [*kept, *added]))
         self.record_files(self.METRICS)
 
+    def read_metrics(self, stage: str) -> dict[int, list[dict[str, Any]]]:
+        """What :meth:`write_metrics` was given for each piece of a stage, in the file's order."""
+        path = self.path(self.METRICS)
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        pieces: dict[int, list[dict[str, Any]]] = {}
+        for line in lines:
+            record = json.loads(line)
+            if record.pop("stage") == stage:
+                pieces.setdefault(record.pop("piece"), []).append(record)
+        return pieces
+
     def read_tensors(self, relative: str, *, made_by: str) -> dict[str, NDArray[Any]]:
         """Read a safetensors file of the run.
 

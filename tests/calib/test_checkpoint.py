@@ -16,16 +16,26 @@ from _helpers.calib_cases import (
     quantization,
 )
 from _helpers.tiny_students import tiny_vit
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from mimiq_calib.conversion.convert import expose_attention, insert_quantizers, quantizers_of
+from mimiq_calib.conversion.convert import (
+    build_student,
+    expose_attention,
+    insert_quantizers,
+    quantizers_of,
+)
 from mimiq_calib.distillation.checkpoint import load_checkpoint, save_checkpoint
 from mimiq_calib.distillation.distill import EpochMetrics, _EpochImages, distill
 from mimiq_calib.distillation.losses import logit_distillation_loss, structural_attention_loss
 from mimiq_calib.observation import observe_activations, scale_weights
+from mimiq_calib.processes import Processes
+from mimiq_calib.quantizers.quantizer import Quantizer, Skew
 from mimiq_calib.taps import attention_taps
 from mimiq_runtime.errors import InvalidInputError, RunDirectoryError
+from mimiq_runtime.grid import Grid
+from mimiq_runtime.quantization_table import TensorKind
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -70,8 +80,9 @@ class Training:
         advance: Callable[[int, str], None] = no_advance,
         seed: int = 0,
         images: Tensor = IMAGES,
+        student: nn.Module | None = None,
     ) -> dict[str, Tensor]:
-        student = copy.deepcopy(self.calibrated)
+        student = student or copy.deepcopy(self.calibrated)
         distill(
             student,
             self.teacher,
@@ -123,7 +134,8 @@ def test_resumed_is_equal_to_undisturbed(training: Training, optimizer: str, ste
     metrics = list(training.metrics)
     with pytest.raises(Killed):
         training.anew(settings, advance=killed_at(step))
-    assert training.checkpoint.exists() == (step > 2)
+    with safe_open(training.checkpoint, framework="pt") as file:
+        assert file.metadata()["next_epoch"] == str((step - 1) // 2)
     # Whatever else drew numbers in between.
     torch.rand(17)
     assert equal(training.run(settings), undisturbed)
@@ -159,6 +171,47 @@ def test_an_error_while_metrics_are_written_repeats_the_epoch(training: Training
     assert [record.epoch for record in training.metrics] == [1]
 
 
+def test_grids_and_first_scales_are_not_chosen_again(training: Training) -> None:
+    """Resumed from a student that was never calibrated, and whose grids are others."""
+    settings = distillation(epochs=2, learning_rate=1e-3)
+    skewed = [q for q in quantizers_of(training.calibrated) if q.skew is Skew.ANY and q.bits == 4]
+    for quantizer in skewed:
+        quantizer.grid = Grid.skewed(quantizer.bits, 3)
+    try:
+        undisturbed = training.anew(settings)
+        for step in (1, 3):
+            with pytest.raises(Killed):
+                training.anew(settings, advance=killed_at(step))
+            student = build_student(training.teacher, quantization(4, 4))
+            assert equal(training.run(settings, student=student), undisturbed)
+            names = {q.name for q in quantizers_of(student) if q.grid == Grid(-3, 12)}
+            assert names == {q.name for q in skewed}
+    finally:
+        for quantizer in skewed:
+            quantizer.grid = Grid.signed(quantizer.bits)
+
+
+def test_shares_of_several_processes_make_up_each_batch() -> None:
+    """With 6 images in batches of 4, the last of three processes has none of the second batch."""
+    settings = distillation(batch_size=4)
+
+    def of(processes: Processes) -> list[tuple[Tensor, float, int]]:
+        made = _EpochImages(IMAGES, settings, PREPROCESSING, 0, CPU, processes)
+        return list(made.of_epoch(1))
+
+    whole = of(Processes())
+    assert [(len(batch), share, size) for batch, share, size in whole] == [(4, 1, 4), (2, 1, 2)]
+    parts = [of(Processes(rank, 3)) for rank in range(3)]
+    for number, (batch, _, size) in enumerate(whole):
+        shares = [part[number] for part in parts]
+        assert sum(share for _, share, _ in shares) == pytest.approx(1)
+        assert {others for _, _, others in shares} == {size}
+        for rank, (own, share, _) in enumerate(shares):
+            expected = batch[rank::3] if share else batch[:1]
+            assert torch.equal(own, expected), "the same changes, whoever makes them"
+    assert parts[2][1][1] == 0
+
+
 def test_seed_and_settings_matter(training: Training) -> None:
     settings = distillation(learning_rate=1e-3)
     first = training.anew(settings)
@@ -172,7 +225,7 @@ def test_every_epoch_and_seed_has_its_own_order_and_augmentation() -> None:
 
     def batches(images: Tensor, seed: int, epoch: int) -> list[Tensor]:
         made = _EpochImages(images, distillation(batch_size=2), PREPROCESSING, seed, CPU)
-        return list(made.of_epoch(epoch))
+        return [batch for batch, _, _ in made.of_epoch(epoch)]
 
     same = IMAGES[:1].expand(4, -1, -1, -1)
     changed = [batches(same, seed, epoch) for seed, epoch in ((0, 0), (0, 1), (1, 0))]
@@ -184,7 +237,7 @@ def test_every_epoch_and_seed_has_its_own_order_and_augmentation() -> None:
     orders = set()
     for seed, epoch in ((0, 0), (0, 1), (1, 0)):
         epochs = _EpochImages(IMAGES, plain, PREPROCESSING, seed, CPU)
-        seen = torch.cat(list(epochs.of_epoch(epoch)))
+        seen = torch.cat([batch for batch, _, _ in epochs.of_epoch(epoch)])
         expected = PIXEL_SCALE.normalise(PIXEL_SCALE.to_unit(IMAGES))
         order = [int((expected - image).flatten(1).abs().sum(1).argmin()) for image in seen]
         assert sorted(order) == list(range(6)), "every picture once"
@@ -270,7 +323,9 @@ def test_divergence_says_what_to_do_and_keeps_the_last_good_epoch(training: Trai
     before = training.checkpoint.read_bytes()
     broken = {name: value.clone() for name, value in load_file(training.checkpoint).items()}
     broken["model:head.weight"][0, 0] = math.nan
-    save_file(broken, training.checkpoint, metadata={"next_epoch": "1"})
+    with safe_open(training.checkpoint, framework="pt") as file:
+        metadata = file.metadata()
+    save_file(broken, training.checkpoint, metadata=metadata)
     damaged = training.checkpoint.read_bytes()
     with pytest.raises(InvalidInputError, match=r"diverged.*distillation.learning_rate"):
         training.run(settings)
@@ -344,8 +399,19 @@ class TestFile:
         self.step(other, other_optimizer)
         assert equal(other.state_dict(), model.state_dict())
 
-    def test_no_file_is_the_first_epoch(self, tmp_path: Path) -> None:
-        assert load_checkpoint(tmp_path / "c", *self.parts()) == 0
+    def test_no_file(self, tmp_path: Path) -> None:
+        with pytest.raises(RunDirectoryError, match="does not hold the state"):
+            load_checkpoint(tmp_path / "c", *self.parts())
+
+    @pytest.mark.parametrize("grids", ['{"q": [-9, 300]}', '{"r": [-8, 7]}', "[", '{"q": 3}'])
+    def test_grids_that_are_none(self, tmp_path: Path, grids: str) -> None:
+        quantizer = Quantizer("q", TensorKind.ACTIVATION, 4, Grid.signed(4))
+        optimizer = torch.optim.SGD(quantizer.parameters(), lr=0.1)
+        tensors = {"model:scale": quantizer.scale.detach()}
+        metadata = {"next_epoch": "1", "grids": grids}
+        save_file(tensors, tmp_path / "c", metadata=metadata)
+        with pytest.raises(RunDirectoryError, match="does not hold the state"):
+            load_checkpoint(tmp_path / "c", quantizer, optimizer)
 
     @pytest.mark.parametrize("keep", [0, 7, 100, -1], ids=str)
     def test_damaged(self, tmp_path: Path, keep: int) -> None:
@@ -363,8 +429,10 @@ class TestFile:
         with pytest.raises(RunDirectoryError, match="does not hold the state"):
             load_checkpoint(tmp_path / "c", other, torch.optim.SGD(other.parameters(), lr=0.1))
 
-    @pytest.mark.parametrize("metadata", [None, {}, {"next_epoch": "soon"}], ids=str)
-    def test_without_an_epoch(self, tmp_path: Path, metadata: dict[str, str] | None) -> None:
+    @pytest.mark.parametrize(
+        "metadata", [None, {}, {"next_epoch": "soon"}, {"next_epoch": "1"}], ids=str
+    )
+    def test_without_epoch_or_grids(self, tmp_path: Path, metadata: dict[str, str] | None) -> None:
         model, optimizer = self.parts()
         tensors = {f"model:{name}": value for name, value in model.state_dict().items()}
         save_file(tensors, tmp_path / "c", metadata=metadata)

@@ -19,9 +19,8 @@ def unit(count: int = 6, *, channels: int = 3, size: int = 32) -> torch.Tensor:
 
 
 def augmented(chosen: AugmentationSettings, images: torch.Tensor, seed: int = 0) -> torch.Tensor:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return augment_images(images, make_augmentation(chosen, tuple(images.shape[1:])))
+    seeds = range(1000 * seed, 1000 * seed + len(images))
+    return augment_images(images, make_augmentation(chosen, tuple(images.shape[1:])), seeds)
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4, 13])
@@ -53,6 +52,16 @@ def test_each_image_is_changed_on_its_own() -> None:
     same = unit(1).expand(8, -1, -1, -1)
     after = augmented(AugmentationSettings(), same)
     assert len({image.sum().item() for image in after}) > 4
+
+
+def test_an_image_is_changed_by_its_seed_alone() -> None:
+    images, change = unit(6), make_augmentation(AugmentationSettings(), (3, 32, 32))
+    together = augment_images(images, change, range(6))
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    apart = [augment_images(images[n : n + 1], change, [n]) for n in reversed(range(6))]
+    assert torch.equal(torch.cat(apart[::-1]), together)
+    assert torch.equal(torch.get_rng_state(), before), "the global generator is left alone"
 
 
 def test_flip_mirrors_about_half_of_the_images() -> None:

@@ -12,6 +12,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 from safetensors.torch import save_file
 
+from mimiq_calib import observation, run_models
 from mimiq_calib.distillation import distill as distilling
 from mimiq_calib.recipe import Recipe
 from mimiq_calib.run_models import load_student, load_teacher, recipe_of
@@ -306,6 +307,53 @@ class TestResuming:
         assert (tmp_path / "checkpoints/distillation.safetensors").exists()
         self.resumed_equals(finished, request_, tmp_path)
 
+    @pytest.mark.parametrize("epoch", [0, 1])
+    def test_what_was_observed_is_not_observed_again(
+        self,
+        finished: RunDirectory,
+        request_: CalibrationRequest,
+        tmp_path: Path,
+        epoch: int,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        def die(*_: Any, **__: Any) -> None:
+            raise Killed
+
+        with monkeypatch.context() as patch:
+            patch.setattr(distilling, "_mean_metrics" if epoch else "_make_optimizer", die)
+            with pytest.raises(Killed):
+                calibrate(request_, tmp_path)
+        before = RunDirectory.open(tmp_path).manifest.stages["observation"]
+        with monkeypatch.context() as patch:
+            # Before the optimiser there is no checkpoint: then it is.
+            patch.setattr(observation, "observe_activations", die)
+            if epoch == 0:
+                with pytest.raises(Killed):
+                    calibrate(request_, tmp_path, resume=True)
+            else:
+                self.resumed_equals(finished, request_, tmp_path)
+                after = RunDirectory.open(tmp_path).manifest.stages["observation"]
+                assert after == before
+
+    def test_losses_are_told_after_a_kill_behind_the_last_epoch(
+        self,
+        finished: RunDirectory,
+        request_: CalibrationRequest,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        def die(*_: Any, **__: Any) -> None:
+            raise Killed
+
+        with monkeypatch.context() as patch:
+            patch.setattr(run_models, "save_student", die)
+            with pytest.raises(Killed):
+                calibrate(request_, tmp_path)
+        run = self.resumed_equals(finished, request_, tmp_path)
+        details = run.manifest.stages["distillation"].details
+        assert details == finished.manifest.stages["distillation"].details
+        assert details["epoch"] == 1
+
     def test_after_nothing_was_written_yet(
         self, finished: RunDirectory, request_: CalibrationRequest, tmp_path: Path
     ) -> None:
@@ -447,6 +495,49 @@ class TestRefusals:
         assert run.damaged_files() == []
         assert not run.stage_is_done("distillation")
         assert "quantized.safetensors" not in run.manifest.files
+
+
+class TestImagesOfAnotherRun:
+    def test_they_are_not_made_again(
+        self,
+        finished: RunDirectory,
+        request_: CalibrationRequest,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        other = recipe(epochs=0).model_dump()
+        other["quantization"] |= {"weight_bits": 8}
+        request = replace(request_, recipe=Recipe.model_validate(other))
+        expected = calibrate(request, tmp_path / "own")
+
+        def make_shard(*_: Any, **__: Any) -> None:
+            raise Killed
+
+        monkeypatch.setattr(sources, "make_shard", make_shard)
+        run = calibrate(request, tmp_path / "copied", images_from=finished)
+        before, after = contents(expected.root), contents(run.root)
+        assert [name for name in before if before[name] != after.get(name)] == ["run.json"]
+        assert run.manifest.files == expected.manifest.files
+
+    @pytest.mark.parametrize("change", [{"seed": 4}, {"preprocessing": {"crop_pct": 1.0}}], ids=str)
+    def test_others_are_refused(
+        self,
+        finished: RunDirectory,
+        request_: CalibrationRequest,
+        tmp_path: Path,
+        change: dict[str, Any],
+    ) -> None:
+        with pytest.raises(RunDirectoryError, match="let it make its own"):
+            calibrate(replace(request_, **change), tmp_path / "run", images_from=finished)
+
+    def test_another_synthesis_is_refused(
+        self, finished: RunDirectory, request_: CalibrationRequest, tmp_path: Path
+    ) -> None:
+        other = recipe().model_dump()
+        other["synthesis"] |= {"head_similarity_weight": 0.5}
+        request = replace(request_, recipe=Recipe.model_validate(other))
+        with pytest.raises(RunDirectoryError, match="let it make its own"):
+            calibrate(request, tmp_path / "run", images_from=finished)
 
 
 class TestVariants:

@@ -9,6 +9,8 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from mimiq_calib.recipe import AugmentationSettings
 
 __all__ = ["augment_images", "make_augmentation"]
@@ -47,9 +49,19 @@ def make_augmentation(
     return v2.Compose(steps)
 
 
-def augment_images(images: Tensor, augmentation: v2.Transform) -> Tensor:
+def augment_images(images: Tensor, augmentation: v2.Transform, seeds: Sequence[int]) -> Tensor:
     """Change each image of ``(batch, channels, height, width)`` in 0..1 on its own.
 
-    Randomness comes from torch's global generator, as torchvision has it.
+    Args:
+        images: The images, on the CPU.
+        augmentation: What :func:`make_augmentation` returned.
+        seeds: One an image: what becomes of an image does not depend on the others, so that
+            processes may share a batch.
     """
-    return torch.stack([augmentation(image) for image in images])
+    # torchvision draws from the global generator: it is given back as it was.
+    with torch.random.fork_rng(devices=[]):
+        changed = []
+        for image, seed in zip(images, seeds, strict=True):
+            torch.default_generator.manual_seed(seed)
+            changed.append(augmentation(image))
+    return torch.stack(changed)

@@ -1,4 +1,8 @@
-"""The training loop of the quantized model: one readable program, resumable by epoch."""
+"""The training loop of the quantized model: one readable program, resumable by epoch.
+
+Several processes share each batch and add up their gradients, so that every one of them makes the
+step that one process alone would make (docs/decisions/0034-gradients-are-summed.md).
+"""
 
 from __future__ import annotations
 
@@ -15,10 +19,11 @@ from mimiq_calib.distillation.losses import logit_distillation_loss, structural_
 from mimiq_calib.distillation.parametrization import learn_scales_in_logarithm
 from mimiq_calib.pixels import PixelScale
 from mimiq_calib.precision import autocast, resolve_precision
+from mimiq_calib.processes import Processes
 from mimiq_calib.randomness import piece_generator, piece_seed
 from mimiq_calib.schedules import cosine_factor
 from mimiq_calib.taps import attention_taps
-from mimiq_runtime.errors import InvalidInputError
+from mimiq_runtime.errors import DivergedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -30,6 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["EpochMetrics", "distill", "steps_of_distillation"]
 
 STAGE = "distillation"
+ALONE = Processes()
 
 
 @dataclass(frozen=True)
@@ -65,29 +71,34 @@ def distill(
     *,
     seed: int,
     checkpoint: Path,
+    processes: Processes = ALONE,
     on_epoch: Callable[[EpochMetrics], None],
     advance: Callable[[int, str], None],
 ) -> None:
     """Train the student on the teacher; the last epoch is the result.
 
-    After every epoch the whole state is written to ``checkpoint``; if that file is there at the
-    start, the training goes on from it to the same result.
+    Before the first and after every epoch the whole state is written to ``checkpoint``: weights,
+    scales, grids and optimiser. If that file is there at the start, the training goes on from it
+    to the same result, whatever the student's quantizers were.
 
     Args:
-        student: Model with calibrated quantizers, in inference mode as it stays; trained in place.
+        student: Model with quantizers, in inference mode as it stays; trained in place. They must
+            be calibrated in the first process, unless there is a checkpoint.
         teacher: The full-precision model with frozen parameters.
         images: uint8 pixels, ``(count, channels, height, width)``.
         settings: Losses, optimiser and schedule.
         preprocessing: Size of the input and the scale of its pixels.
         seed: Seed of the run.
-        checkpoint: File for the state after an epoch.
-        on_epoch: Called with the losses of each finished epoch.
+        checkpoint: File for the state between two epochs; the first process writes it, all read.
+        processes: Those that share the work, each with the same arguments.
+        on_epoch: Called with the losses of each finished epoch, in the first process.
         advance: Called with the number of steps done and a note.
 
     Raises:
-        InvalidInputError: A loss is no longer finite; the state after the last good epoch is in
+        DivergedError: A loss is no longer finite; the state after the last good epoch is in
             ``checkpoint``.
         RunDirectoryError: ``checkpoint`` is not of this training.
+        LostProcessError: Another process has ended.
     """
     device = next(student.parameters()).device
     weights = [p for name, p in student.named_parameters() if not name.endswith(".scale")]
@@ -95,31 +106,53 @@ def distill(
     step_losses = _StepLosses(student, teacher, settings, device)
     with learn_scales_in_logarithm(student) as logarithms:
         optimizer = _make_optimizer(settings, weights, logarithms)
-        first_epoch = load_checkpoint(checkpoint, student, optimizer)
+        first_epoch = _start(student, optimizer, checkpoint, processes)
         batches = math.ceil(len(images) / settings.batch_size)
         advance(first_epoch * batches, "")
-        pixels = _EpochImages(images, settings, preprocessing, seed, device)
+        pixels = _EpochImages(images, settings, preprocessing, seed, device, processes)
         for epoch in range(first_epoch, settings.epochs):
             sums = torch.zeros(4, dtype=torch.float64)
-            for number, batch in enumerate(pixels.of_epoch(epoch)):
+            for number, (batch, share, size) in enumerate(pixels.of_epoch(epoch)):
                 _set_learning_rates(optimizer, settings, epoch, epoch * batches + number, batches)
                 loss, parts = step_losses(batch)
                 optimizer.zero_grad()
-                torch.autograd.backward(loss)
+                torch.autograd.backward(loss * share)
+                parts *= share
+                gradients = [p.grad for p in (*weights, *logarithms) if p.grad is not None]
+                processes.sum_([*gradients, parts])
+                _refuse_divergence(parts)
                 if settings.gradient_clip is not None:
                     nn.utils.clip_grad_norm_([*weights, *logarithms], settings.gradient_clip)
                 optimizer.step()
-                sums += parts.cpu() * len(batch)
+                sums += parts.cpu() * size
                 advance(1, f"epoch {epoch + 1}, loss {float(parts[0]):.3f}")
-            metrics = _mean_metrics(epoch, sums / len(images))
-            # Its metrics first: an interruption between the two repeats the epoch, and loses none.
-            on_epoch(metrics)
-            save_checkpoint(checkpoint, student, optimizer, next_epoch=epoch + 1)
+            if processes.first:
+                # Its metrics first: an interruption between the two repeats the epoch, and loses
+                # none.
+                on_epoch(_mean_metrics(epoch, sums / len(images)))
+                save_checkpoint(checkpoint, student, optimizer, next_epoch=epoch + 1)
     student.requires_grad_(False)
 
 
+def _start(
+    student: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    checkpoint: Path,
+    processes: Processes,
+) -> int:
+    """Give every process the same state, through the checkpoint; return the epoch to begin with.
+
+    What the first process chose as grids and first scales is thereby written down before it is
+    trained, and a resumed run does not choose again.
+    """
+    if processes.first and not checkpoint.exists():
+        save_checkpoint(checkpoint, student, optimizer, next_epoch=0)
+    processes.wait()
+    return load_checkpoint(checkpoint, student, optimizer)
+
+
 class _EpochImages:
-    """The images of each epoch: shuffled, normalised, changed at random, in batches."""
+    """This process's part of each epoch: shuffled, normalised, changed at random, in batches."""
 
     def __init__(
         self,
@@ -128,25 +161,37 @@ class _EpochImages:
         preprocessing: Preprocessing,
         seed: int,
         device: torch.device,
+        processes: Processes = ALONE,
     ) -> None:
         self._images = images
+        self._processes = processes
         self._batch_size = settings.batch_size
         self._augmentation = make_augmentation(settings.augmentation, preprocessing.input_size)
         self._pixel_scale = PixelScale(preprocessing, device)
         self._seed = seed
         self._device = device
 
-    def of_epoch(self, epoch: int) -> Iterator[Tensor]:
-        """Batches of one epoch; the same for the same seed, whatever ran before."""
+    def of_epoch(self, epoch: int) -> Iterator[tuple[Tensor, float, int]]:
+        """Batches of one epoch; the same for the same seed, whatever ran before.
+
+        Yields:
+            This process's images of a batch, their share of it, and the size of the whole batch.
+        """
         generator = piece_generator(self._seed, STAGE, epoch)
         order = torch.randperm(len(self._images), generator=generator)
-        for number, chosen in enumerate(torch.split(order, self._batch_size)):
-            unit = self._pixel_scale.to_unit(self._images[chosen])
-            # torchvision draws from the global generator: seed it, and give it back as it was.
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(piece_seed(self._seed, f"augmentation {epoch}", number))
-                changed = augment_images(unit, self._augmentation)
-            yield self._pixel_scale.normalise(changed.to(self._device))
+        positions = torch.arange(len(order))
+        for batch in torch.split(positions, self._batch_size):
+            own = batch[self._processes.rank :: self._processes.count]
+            share = len(own) / len(batch)
+            # A batch smaller than the number of processes: this one has none of it, and takes
+            # part in the sums with an image that does not count.
+            own = own if len(own) else batch[:1]
+            seeds = [
+                piece_seed(self._seed, f"augmentation {epoch}", place) for place in own.tolist()
+            ]
+            unit = self._pixel_scale.to_unit(self._images[order[own]])
+            changed = augment_images(unit, self._augmentation, seeds)
+            yield self._pixel_scale.normalise(changed.to(self._device)), share, len(batch)
 
 
 class _StepLosses:
@@ -187,14 +232,17 @@ class _StepLosses:
             student_heads, teacher_heads, prefix_tokens=self._prefix
         )
         loss = settings.logit_weight * logit + settings.structure_weight * structure
-        if not torch.isfinite(loss):
-            raise InvalidInputError(
-                f"The distillation diverged: its loss is {float(loss.detach())}; lower "
-                "distillation.learning_rate, and continue from the last good epoch with --resume "
-                "or start anew."
-            )
         agreement = (student_logits.argmax(-1) == teacher_logits.argmax(-1)).float().mean()
         return loss, torch.stack([loss.detach(), logit.detach(), structure.detach(), agreement])
+
+
+def _refuse_divergence(parts: Tensor) -> None:
+    loss = float(parts[0])
+    if not math.isfinite(loss):
+        raise DivergedError(
+            f"The distillation diverged: its loss is {loss}; lower distillation.learning_rate, and "
+            "continue from the last good epoch with --resume or start anew."
+        )
 
 
 def _make_optimizer(

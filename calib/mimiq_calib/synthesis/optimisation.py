@@ -20,7 +20,7 @@ from mimiq_calib.synthesis.compilation import (
     wants_compilation,
 )
 from mimiq_calib.taps import attention_taps
-from mimiq_runtime.errors import InvalidInputError
+from mimiq_runtime.errors import DivergedError, InvalidInputError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -190,7 +190,7 @@ def _enough_memory(batch_size: int) -> Iterator[None]:
 def _finite(losses: dict[str, Tensor], step: int, learning_rate_key: str) -> dict[str, float]:
     values = {name: float(value) for name, value in losses.items()}
     if not all(abs(value) < float("inf") for value in values.values()):
-        raise InvalidInputError(
+        raise DivergedError(
             f"The synthesis of images diverged at step {step}: its losses are {values}; lower "
             f"{learning_rate_key} or set synthesis.precision to fp32."
         )
