@@ -2,7 +2,7 @@
 
 What is compared are the speedups over the baseline, not milliseconds: clocks, heat and neighbours
 move the baseline and the engine alike, and cancel in the ratio
-(docs/decisions/0033-speed-gates-compare-ratios.md).
+(docs/decisions/0020-speed-gates-compare-ratios.md).
 """
 
 from __future__ import annotations

@@ -121,7 +121,7 @@ class _Engine:
     """What is known of an engine without its library.
 
     Attributes:
-        target: The export that it reads (docs/decisions/0031-engines-and-targets.md).
+        target: The export that it reads (docs/decisions/0018-engines-and-targets.md).
         needs_gpu: Whether it runs on an NVIDIA GPU only.
         open: Makes a session from a model's file and a number of threads.
     """

@@ -1,7 +1,7 @@
 """The training loop of the quantized model: one readable program, resumable by epoch.
 
 Several processes share each batch and add up their gradients, so that every one of them makes the
-step that one process alone would make (docs/decisions/0034-gradients-are-summed.md).
+step that one process alone would make (docs/decisions/0021-gradients-are-summed.md).
 """
 
 from __future__ import annotations
