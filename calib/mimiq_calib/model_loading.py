@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from typing import TYPE_CHECKING, Any
 
 import timm
@@ -11,6 +12,7 @@ from safetensors.torch import load_file
 from timm.data import resolve_data_config
 from torch import Tensor, nn
 
+from mimiq_calib.hub_names import look_up
 from mimiq_runtime.errors import CheckpointError, InvalidInputError
 from mimiq_runtime.manifest import Preprocessing
 
@@ -22,6 +24,9 @@ __all__ = ["create_model", "load_checkpoint_file", "load_weights", "preprocessin
 
 WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model", "module")
 """Under which keys training programs keep the weights in a checkpoint."""
+
+LARGEST_ARGUMENT, MOST_BLOCKS = 65_536, 1_024
+"""Of the numbers that a model's constructor is given; each block takes time and memory."""
 
 _ARGUMENT_ERRORS = (
     ArithmeticError,
@@ -35,30 +40,39 @@ _ARGUMENT_ERRORS = (
 
 
 def create_model(
-    name: str, *, num_classes: int | None, arguments: Mapping[str, Any], pretrained: bool
+    name: str,
+    *,
+    num_classes: int | None,
+    arguments: Mapping[str, Any],
+    pretrained: bool,
+    values: int | None = None,
 ) -> nn.Module:
     """Create a timm model in inference mode.
 
     Args:
-        name: timm's name, with or without a tag of pretrained weights.
+        name: timm's name, with or without a tag of pretrained weights, or a hub's.
         num_classes: Length of the logits; None for timm's default.
         arguments: Further constructor arguments.
         pretrained: Whether timm loads its own weights (from its cache, or the network).
+        values: How many numbers the weights that shall be loaded have; a model that needs far
+            more of them is refused before it takes memory.
 
     Raises:
         InvalidInputError: There is no such model, or it does not take these arguments.
         CheckpointError: timm could not get its pretrained weights.
     """
-    if not timm.is_model(name):
-        similar = timm.list_models(f"*{name.split('.')[0].split('_')[0]}*")[:5]
+    architecture = look_up(name).architecture
+    if not timm.is_model(architecture):
+        similar = timm.list_models(f"*{architecture.split('.')[0].split('_')[0]}*")[:5]
         hint = f"; similar names are {', '.join(similar)}" if similar else ""
         raise InvalidInputError(
-            f"timm {timm.__version__} has no model named {name!r}{hint}; "
+            f"timm {timm.__version__} has no model named {architecture!r}{hint}; "
             "timm.list_models() has all names."
         )
     chosen = dict(arguments)
     if num_classes is not None:
         chosen["num_classes"] = num_classes
+    _check_size(name, chosen, values)
     try:
         model: nn.Module = timm.create_model(name, pretrained=False, **chosen)
     # timm checks few of its arguments; a patch size of 0 is a ZeroDivisionError.
@@ -86,6 +100,7 @@ def load_checkpoint_file(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"The checkpoint {path} is not a file.")
     suffix = path.suffix.lower()
     try:
+        _check_archive(path)
         if suffix == ".safetensors":
             content: Any = load_file(path)
         elif suffix in {".pth", ".pt", ".bin", ".tar"}:
@@ -196,6 +211,30 @@ def preprocessing_of(model: nn.Module, overrides: Mapping[str, Any]) -> Preproce
     return preprocessing
 
 
+def _check_size(name: str, arguments: Mapping[str, Any], values: int | None) -> None:
+    for key, value in arguments.items():
+        counts = value if isinstance(value, list | tuple) else [value]
+        limit = MOST_BLOCKS if "depth" in key else LARGEST_ARGUMENT
+        if any(isinstance(count, int | float) and abs(count) > limit for count in counts):
+            raise InvalidInputError(
+                f"The model's argument {key} may be at most {limit}, got {value!r:.80}; lower it."
+            )
+    if values is None:
+        return
+    try:
+        with torch.device("meta"):
+            empty = timm.create_model(name, pretrained=False, **arguments)
+    # Without memory some models cannot be built at all, and wrong arguments are told below.
+    except (*_ARGUMENT_ERRORS, NotImplementedError):
+        return
+    needed = sum(value.numel() for value in empty.state_dict().values())
+    if needed > 2 * values + LARGEST_ARGUMENT:
+        raise CheckpointError(
+            f"The model {name} with the arguments {dict(arguments)} has {needed} values, and the "
+            f"weights have {values}; check the arguments."
+        )
+
+
 def _create_pretrained(name: str, arguments: Mapping[str, Any]) -> nn.Module:
     try:
         model: nn.Module = timm.create_model(name, pretrained=True, **arguments)
@@ -216,11 +255,41 @@ def _unwrap(path: Path, content: Any) -> dict[str, Tensor]:
     if isinstance(content, dict) and content:
         tensors = {str(name): value for name, value in content.items()}
         if all(isinstance(value, Tensor) for value in tensors.values()):
+            _check_tensors(path, tensors)
             return tensors
     raise CheckpointError(
         f"The checkpoint {path} holds no state dict: expected tensors by name, at the top or "
         f"under one of {', '.join(WRAPPERS)}."
     )
+
+
+def _check_archive(path: Path) -> None:
+    """Refuse a packed archive: torch packs nothing, and a small file could unpack to any size."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        unpacked = sum(entry.file_size for entry in archive.infolist())
+    if unpacked > path.stat().st_size:
+        raise CheckpointError(
+            f"The checkpoint {path} unpacks to {unpacked} bytes from {path.stat().st_size}, which "
+            "torch does not write; save it anew with torch.save or as safetensors."
+        )
+
+
+def _check_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Refuse tensors that are no plain numbers, or larger than what the file holds of them."""
+    for name, value in tensors.items():
+        plain = value.layout is torch.strided and not value.is_quantized and not value.is_complex()
+        if not plain or value.device.type != "cpu":
+            raise CheckpointError(
+                f"The checkpoint {path} has {name} as {value.layout} of {value.dtype} on "
+                f"{value.device}; expected plain real numbers: save it anew as safetensors."
+            )
+        if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            raise CheckpointError(
+                f"The checkpoint {path} has {name} of shape {tuple(value.shape)} with fewer values "
+                "than that; save it anew as safetensors."
+            )
 
 
 def _for_channels(values: tuple[float, ...], channels: int) -> tuple[float, ...]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from mimiq_calib.conversion.attention import ExposedAttention
 from mimiq_calib.conversion.convert import quantizers_of
 from mimiq_calib.conversion.layers import QuantizedConv2d, QuantizedLinear
+from mimiq_calib.fitting_batch import FittingBatch, going_back
 from mimiq_calib.quantizers.grid_choice import choose_grid
 from mimiq_calib.quantizers.observer import ValueSample
 from mimiq_calib.quantizers.probability_search import ProbabilityScaleSearch
@@ -26,7 +27,12 @@ if TYPE_CHECKING:
     from mimiq_calib.pixels import PixelScale
     from mimiq_calib.recipe import QuantizationSettings
 
-__all__ = ["observe_activations", "scale_weights"]
+    _Watched = tuple[dict[Quantizer, ValueSample], dict[Quantizer, ProbabilityScaleSearch]]
+
+__all__ = ["MEMORY_KEY", "observe_activations", "scale_weights"]
+
+MEMORY_KEY = "observation.batch_size"
+"""What decides how much memory is needed."""
 
 
 @torch.no_grad()
@@ -58,6 +64,8 @@ def observe_activations(
 ) -> None:
     """Choose grid and scale of every activation quantizer from full-precision activations.
 
+    Where the memory of a GPU is not enough for a batch, all is observed anew in smaller ones.
+
     Args:
         student: A model with quantizers; grids and scales of its activations are set.
         settings: The method and its percentile.
@@ -67,10 +75,15 @@ def observe_activations(
         advance: Called with the number of images done and a note.
     """
     device = next(student.parameters()).device
-    with _observing(student) as (observers, searches):
-        for batch in torch.split(images, batch_size):
-            student(pixel_scale.normalise(pixel_scale.to_unit(batch.to(device))))
-            advance(len(batch), "")
+
+    def watch(size: int) -> _Watched:
+        with _observing(student) as watched, going_back(advance) as count:
+            for batch in torch.split(images, size):
+                student(pixel_scale.normalise(pixel_scale.to_unit(batch.to(device))))
+                count(len(batch), "")
+        return watched
+
+    observers, searches = FittingBatch(MEMORY_KEY).run(batch_size, watch)
     method = RangeMethod(settings.activation_range)
     for quantizer, observer in observers.items():
         values = observer.values()
@@ -91,9 +104,7 @@ def observe_activations(
 
 
 @contextlib.contextmanager
-def _observing(
-    student: nn.Module,
-) -> Iterator[tuple[dict[Quantizer, ValueSample], dict[Quantizer, ProbabilityScaleSearch]]]:
+def _observing(student: nn.Module) -> Iterator[_Watched]:
     """Let tensors pass unquantized, and watch the activations, until the block ends."""
     observers: dict[Quantizer, ValueSample] = {}
     searches: dict[Quantizer, ProbabilityScaleSearch] = {}

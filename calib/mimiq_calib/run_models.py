@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from mimiq_calib.conversion.convert import build_student, expose_attention, quantizers_of
@@ -14,8 +15,11 @@ from mimiq_calib.recipe import Recipe
 from mimiq_runtime.errors import CheckpointError, RunDirectoryError
 from mimiq_runtime.quantization_table import QuantizationTable
 from mimiq_runtime.run_directory import RunDirectory
+from mimiq_runtime.schema import describe_faults
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import numpy as np
 
 __all__ = ["load_student", "load_teacher", "recipe_of", "save_student"]
@@ -24,8 +28,19 @@ MADE_BY = "mimiq-deploy calibrate"
 
 
 def recipe_of(run: RunDirectory) -> Recipe:
-    """The recipe a run was made with."""
-    return Recipe.model_validate(run.manifest.recipe)
+    """The recipe a run was made with.
+
+    Raises:
+        RunDirectoryError: It is not one that this program can read.
+    """
+    try:
+        return Recipe.model_validate(run.manifest.recipe)
+    except ValidationError as error:
+        faults = "; ".join(describe_faults(error)[:3])
+        raise RunDirectoryError(
+            f"{run.path(run.MANIFEST)} has a recipe that is not valid: {faults}; if another "
+            "version wrote it, calibrate again."
+        ) from error
 
 
 def load_teacher(run: RunDirectory) -> nn.Module:
@@ -35,10 +50,15 @@ def load_teacher(run: RunDirectory) -> nn.Module:
         RunDirectoryError: The weights are missing or damaged.
     """
     record = run.manifest.model
+    weights = run.read_tensors(RunDirectory.MODEL, made_by=MADE_BY)
     model = create_model(
-        record.name, num_classes=record.num_classes, arguments=record.arguments, pretrained=False
+        record.name,
+        num_classes=record.num_classes,
+        arguments=record.arguments,
+        pretrained=False,
+        values=sum(array.size for array in weights.values()),
     )
-    _load(run, model, RunDirectory.MODEL)
+    _load(run, model, RunDirectory.MODEL, weights)
     return expose_attention(model)
 
 
@@ -49,7 +69,12 @@ def load_student(run: RunDirectory) -> nn.Module:
         RunDirectoryError: The run was not calibrated to its end, or a file is damaged.
     """
     student = build_student(load_teacher(run), recipe_of(run).quantization)
-    _load(run, student, RunDirectory.QUANTIZED)
+    _load(
+        run,
+        student,
+        RunDirectory.QUANTIZED,
+        run.read_tensors(RunDirectory.QUANTIZED, made_by=MADE_BY),
+    )
     _take_grids(run, student)
     return student
 
@@ -73,8 +98,9 @@ def _take_grids(run: RunDirectory, student: nn.Module) -> None:
         quantizer.grid = rows[quantizer.name].grid
 
 
-def _load(run: RunDirectory, model: nn.Module, relative: str) -> None:
-    arrays = run.read_tensors(relative, made_by=MADE_BY)
+def _load(
+    run: RunDirectory, model: nn.Module, relative: str, arrays: Mapping[str, np.ndarray]
+) -> None:
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
     try:
         load_weights(model, tensors, origin=str(run.path(relative)))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Literal
+import functools
+from typing import TYPE_CHECKING, Any, Literal
 
 from mimiq_calib.conversion.attention import ExposedAttention
 
@@ -25,7 +26,8 @@ def attention_taps(model: nn.Module, place: Place) -> Iterator[list[Tensor]]:
     Args:
         model: A model with exposed attention.
         place: ``logits``, raw products of queries and keys ``(batch, heads, queries, keys)``; or
-            ``head_outputs``, the weighted values ``(batch, heads, tokens, head_dim)``.
+            ``head_outputs``, the weighted values ``(batch, heads, tokens, head_dim)``, in the units
+            of the original model: equalisation may have divided their channels.
 
     Yields:
         A list that holds, after a forward pass, one tensor a layer in the order of the layers;
@@ -35,13 +37,18 @@ def attention_taps(model: nn.Module, place: Place) -> Iterator[list[Tensor]]:
     handles = [model.register_forward_pre_hook(lambda *_: recorded.clear())]
     for module in model.modules():
         if isinstance(module, ExposedAttention):
+            unit = module.head_unit if place == "head_outputs" else None
             tap: nn.Module = getattr(module, place)
-            handles.append(
-                tap.register_forward_hook(lambda _module, _inputs, output: recorded.append(output))
-            )
+            handles.append(tap.register_forward_hook(functools.partial(_record, recorded, unit)))
     try:
         yield recorded
     finally:
         for handle in handles:
             handle.remove()
         recorded.clear()
+
+
+def _record(
+    recorded: list[Tensor], unit: Tensor | None, _module: nn.Module, _inputs: Any, output: Tensor
+) -> None:
+    recorded.append(output if unit is None else output * unit)

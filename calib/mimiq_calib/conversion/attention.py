@@ -40,10 +40,14 @@ class ExposedAttention(nn.Module):
             tokens included.
         head_outputs: Identity through which the weighted values pass,
             ``(batch, heads, tokens, head_dim)``: before concatenation and projection.
+        head_unit: What ``head_outputs`` is multiplied by to be that of the original model,
+            ``(heads, 1, head_dim)``; None for ones. It takes no part in the computation.
 
     Raises:
         UnsupportedModelError: The module holds parts that are unknown here.
     """
+
+    head_unit: Tensor | None
 
     def __init__(
         self, attention: nn.Module, name: str, *, own_parameters: frozenset[str] = frozenset()
@@ -69,6 +73,8 @@ class ExposedAttention(nn.Module):
         self.value_quantizer: nn.Module = nn.Identity()
         self.logits: nn.Module = nn.Identity()
         self.head_outputs: nn.Module = nn.Identity()
+        # A buffer, so that a training that is resumed and a run that is loaded have it.
+        self.register_buffer("head_unit", None)
 
     def input_layers(self) -> list[nn.Module]:
         """Every layer that takes the input of the attention."""

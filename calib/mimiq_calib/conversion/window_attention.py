@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -31,6 +32,7 @@ class ExposedWindowAttention(ExposedAttention):
         name: Dotted name of the attention, for messages.
 
     Attributes:
+        windows: How many windows one image brings.
         position_elements: Which elements of the table of relative positions are the bias,
             ``(heads, queries, keys)``.
         visible: Which keys a query may attend to, ``(windows, queries, keys)``, bool; None where
@@ -63,6 +65,10 @@ class ExposedWindowAttention(ExposedAttention):
         heads = torch.arange(self.num_heads, device=attention.relative_position_index.device)
         elements = attention.relative_position_index * self.num_heads + heads[:, None, None]
         self.register_buffer("position_elements", elements, persistent=False)
+        self.windows = math.prod(
+            -(-size // window)
+            for size, window in zip(block.input_resolution, block.window_size, strict=True)
+        )
         places = _places(block)
         self.register_buffer("places", places, persistent=False)
         self.register_buffer("visible", _visible(block.attn_mask, places), persistent=False)

@@ -53,7 +53,7 @@ def augment_images(images: Tensor, augmentation: v2.Transform, seeds: Sequence[i
     """Change each image of ``(batch, channels, height, width)`` in 0..1 on its own.
 
     Args:
-        images: The images, on the CPU.
+        images: The images, on any device; what becomes of them is drawn on the CPU.
         augmentation: What :func:`make_augmentation` returned.
         seeds: One an image: what becomes of an image does not depend on the others, so that
             processes may share a batch.

@@ -1,7 +1,8 @@
-"""The state of a distillation between two epochs, as safetensors."""
+"""The state of a training between two epochs or blocks, as safetensors."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from typing import TYPE_CHECKING
 
@@ -29,36 +30,46 @@ _FAULTS = (
 
 
 def save_checkpoint(
-    path: Path, student: nn.Module, optimizer: torch.optim.Optimizer, *, next_epoch: int
+    path: Path, student: nn.Module, optimizer: torch.optim.Optimizer | None, *, next_epoch: int
 ) -> None:
     """Write parameters, grids and optimiser state atomically.
 
     Args:
         path: The file.
         student: The model in training, scales in the logarithm.
-        optimizer: Its optimiser.
-        next_epoch: The epoch that comes next.
+        optimizer: Its optimiser; None where nothing of it is needed later.
+        next_epoch: The epoch that comes next; in a reconstruction, the block.
+
+    Raises:
+        InvalidInputError: The file cannot be written.
     """
     tensors = {MODEL + name: value for name, value in student.state_dict().items()}
-    for index, state in optimizer.state_dict()["state"].items():
+    states = optimizer.state_dict()["state"] if optimizer is not None else {}
+    for index, state in states.items():
         for key, value in state.items():
             # SGD keeps None until it has a momentum.
             if isinstance(value, Tensor):
                 tensors[f"{OPTIMIZER}{index}:{key}"] = value
     contiguous = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    with atomic_path(path) as temporary:
-        save_file(
-            contiguous,
-            temporary,
-            metadata={"next_epoch": str(next_epoch), "grids": json.dumps(_grids_of(student))},
-        )
+    metadata = {
+        "next_epoch": str(next_epoch),
+        "grids": json.dumps(_grids_of(student)),
+        "sha256": _digest(contiguous),
+    }
+    try:
+        with atomic_path(path) as temporary:
+            save_file(contiguous, temporary, metadata=metadata)
+    except SafetensorError as error:
+        raise RunDirectoryError(
+            f"Cannot write {path}: {error}; choose a folder that is writable and has room."
+        ) from error
 
 
-def load_checkpoint(path: Path, student: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+def load_checkpoint(path: Path, student: nn.Module, optimizer: torch.optim.Optimizer | None) -> int:
     """Restore what :func:`save_checkpoint` wrote.
 
     Returns:
-        The epoch that comes next.
+        The epoch, or block, that comes next.
 
     Raises:
         RunDirectoryError: The file is missing, damaged or of another training.
@@ -69,25 +80,42 @@ def load_checkpoint(path: Path, student: nn.Module, optimizer: torch.optim.Optim
             next_epoch = int(metadata["next_epoch"])
             grids = json.loads(metadata["grids"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            # run.json cannot have its digest: the two would never change in one moment.
+            if metadata["sha256"] != _digest(tensors):
+                raise ValueError("its tensors are not those that were written")
         student.load_state_dict(_with_prefix(tensors, MODEL))
         for quantizer in quantizers_of(student):
             quantizer.grid = Grid(*grids[quantizer.name])
-        content = optimizer.state_dict()
-        content["state"] = {}
-        for name, value in _with_prefix(tensors, OPTIMIZER).items():
-            index, key = name.split(":")
-            content["state"].setdefault(int(index), {})[key] = value
-        optimizer.load_state_dict(content)
+        if optimizer is not None:
+            _load_optimizer(optimizer, _with_prefix(tensors, OPTIMIZER))
     except _FAULTS as error:
         raise RunDirectoryError(
-            f"{path} does not hold the state of this distillation ({error}); "
-            "remove it to distil from the first epoch."
+            f"{path} does not hold the state of this training ({error}); "
+            "remove it to start this stage anew."
         ) from error
     return next_epoch
 
 
+def _digest(tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}".encode())
+        # As bytes: numpy has no name for every type of torch.
+        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
 def _grids_of(student: nn.Module) -> dict[str, tuple[int, int]]:
     return {q.name: (q.grid.qmin, q.grid.qmax) for q in quantizers_of(student)}
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    content = optimizer.state_dict()
+    content["state"] = {}
+    for name, value in tensors.items():
+        index, key = name.split(":")
+        content["state"].setdefault(int(index), {})[key] = value
+    optimizer.load_state_dict(content)
 
 
 def _with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ step that one process alone would make (docs/decisions/0021-gradients-are-summed
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -16,7 +17,11 @@ from torch import Tensor, nn
 from mimiq_calib.distillation.augmentation import augment_images, make_augmentation
 from mimiq_calib.distillation.checkpoint import load_checkpoint, save_checkpoint
 from mimiq_calib.distillation.losses import logit_distillation_loss, structural_attention_loss
-from mimiq_calib.distillation.parametrization import learn_scales_in_logarithm
+from mimiq_calib.distillation.parametrization import (
+    learn_scales_in_logarithm,
+    step_as_scales_would_,
+)
+from mimiq_calib.fitting_batch import FittingBatch
 from mimiq_calib.pixels import PixelScale
 from mimiq_calib.precision import autocast, resolve_precision
 from mimiq_calib.processes import Processes
@@ -81,6 +86,9 @@ def distill(
     scales, grids and optimiser. If that file is there at the start, the training goes on from it
     to the same result, whatever the student's quantizers were.
 
+    Where the memory of a GPU is not enough for a batch, it is taken in parts whose gradients are
+    added up: the step stays that of the whole batch but for rounding.
+
     Args:
         student: Model with quantizers, in inference mode as it stays; trained in place. They must
             be calibrated in the first process, unless there is a checkpoint.
@@ -95,8 +103,9 @@ def distill(
         advance: Called with the number of steps done and a note.
 
     Raises:
-        DivergedError: A loss is no longer finite; the state after the last good epoch is in
-            ``checkpoint``.
+        InvalidInputError: The memory of the GPU is not enough for one image.
+        DivergedError: A loss or a weight is no longer finite; the state after the last good epoch
+            is in ``checkpoint``.
         RunDirectoryError: ``checkpoint`` is not of this training.
         LostProcessError: Another process has ended.
     """
@@ -110,22 +119,26 @@ def distill(
         batches = math.ceil(len(images) / settings.batch_size)
         advance(first_epoch * batches, "")
         pixels = _EpochImages(images, settings, preprocessing, seed, device, processes)
+        fit = FittingBatch("distillation.batch_size")
         for epoch in range(first_epoch, settings.epochs):
             sums = torch.zeros(4, dtype=torch.float64)
             for number, (batch, share, size) in enumerate(pixels.of_epoch(epoch)):
                 _set_learning_rates(optimizer, settings, epoch, epoch * batches + number, batches)
-                loss, parts = step_losses(batch)
-                optimizer.zero_grad()
-                torch.autograd.backward(loss * share)
-                parts *= share
+                compute = functools.partial(_accumulate, step_losses, optimizer, batch, share)
+                parts = fit.run(len(batch), compute)
                 gradients = [p.grad for p in (*weights, *logarithms) if p.grad is not None]
                 processes.sum_([*gradients, parts])
-                _refuse_divergence(parts)
+                _refuse_divergence(float(parts[0]), epoch)
                 if settings.gradient_clip is not None:
                     nn.utils.clip_grad_norm_([*weights, *logarithms], settings.gradient_clip)
+                if settings.optimizer == "sgd":
+                    step_as_scales_would_(logarithms)
                 optimizer.step()
                 sums += parts.cpu() * size
                 advance(1, f"epoch {epoch + 1}, loss {float(parts[0]):.3f}")
+            # The last step of an epoch has no loss behind it that would tell.
+            finite = all(torch.isfinite(p).all() for p in (*weights, *logarithms))
+            _refuse_divergence(float(sums[0]) if finite else math.nan, epoch)
             if processes.first:
                 # Its metrics first: an interruption between the two repeats the epoch, and loses
                 # none.
@@ -189,9 +202,10 @@ class _EpochImages:
             seeds = [
                 piece_seed(self._seed, f"augmentation {epoch}", place) for place in own.tolist()
             ]
-            unit = self._pixel_scale.to_unit(self._images[order[own]])
+            # On a GPU they are changed there: a processor would take longer than the training.
+            unit = self._pixel_scale.to_unit(self._images[order[own]].to(self._device))
             changed = augment_images(unit, self._augmentation, seeds)
-            yield self._pixel_scale.normalise(changed.to(self._device)), share, len(batch)
+            yield self._pixel_scale.normalise(changed), share, len(batch)
 
 
 class _StepLosses:
@@ -236,12 +250,36 @@ class _StepLosses:
         return loss, torch.stack([loss.detach(), logit.detach(), structure.detach(), agreement])
 
 
-def _refuse_divergence(parts: Tensor) -> None:
-    loss = float(parts[0])
+def _accumulate(
+    step_losses: _StepLosses,
+    optimizer: torch.optim.Optimizer,
+    images: Tensor,
+    share: float,
+    size: int,
+) -> Tensor:
+    """Leave the gradients of a batch in the parameters, from so many images at a time.
+
+    Every loss is a mean over the images, so that the parts add up to the whole.
+
+    Returns:
+        Losses and agreement of the batch, times its share.
+    """
+    optimizer.zero_grad()
+    sums = []
+    for part in torch.split(images, size):
+        loss, parts = step_losses(part)
+        weight = share * (len(part) / len(images))
+        torch.autograd.backward(loss * weight)
+        sums.append(parts * weight)
+    return torch.stack(sums).sum(dim=0)
+
+
+def _refuse_divergence(loss: float, epoch: int) -> None:
     if not math.isfinite(loss):
         raise DivergedError(
-            f"The distillation diverged: its loss is {loss}; lower distillation.learning_rate, and "
-            "continue from the last good epoch with --resume or start anew."
+            f"The distillation diverged in epoch {epoch + 1}: its loss is {loss}; the state before "
+            "that epoch is kept in checkpoints/distillation.safetensors of the run. Lower "
+            "distillation.learning_rate, and calibrate into another directory."
         )
 
 

@@ -13,6 +13,7 @@ from mimiq_calib.quantizers.learned_step import (
     lsq_gradient_scale,
     quantize_to_codes,
 )
+from mimiq_calib.quantizers.range_search import recomputed_scale
 from mimiq_runtime.quantization_table import QuantizedTensor, TensorKind
 
 if TYPE_CHECKING:
@@ -45,9 +46,12 @@ class Quantizer(nn.Module):
         grid: The codes that may come out; calibration may choose a skewed one.
         skew: Which other grids calibration may choose.
         channels: Number of scales, along axis 0; None for one scale in all.
+        recomputed: Whether the scale is that of each channel's largest magnitude, taken anew
+            whenever the tensor is quantized, instead of being learned. Needs ``channels``.
 
     Attributes:
         scale: Step of the grid, ``()`` or ``(channels,)``, positive.
+        windows: How many entries of axis 0 one image brings to an activation: 1, or its windows.
         enabled: When False the tensor passes unchanged.
         observer: When set the tensor is observed and passes unchanged.
     """
@@ -61,6 +65,7 @@ class Quantizer(nn.Module):
         *,
         skew: Skew = Skew.NONE,
         channels: int | None = None,
+        recomputed: bool = False,
     ) -> None:
         super().__init__()
         self.name = name
@@ -68,8 +73,10 @@ class Quantizer(nn.Module):
         self.bits = bits
         self.grid = grid
         self.skew = skew
+        self.recomputed = recomputed
         self.axis = None if channels is None else 0
         self.scale = nn.Parameter(torch.ones(() if channels is None else (channels,)))
+        self.windows = 1
         self.enabled = True
         self.observer: ValueSample | None = None
 
@@ -82,14 +89,24 @@ class Quantizer(nn.Module):
             return x
         if torch.compiler.is_exporting():
             return self._symbolic(x)
-        # Features of one sample share the step (LSQ, section 2.2): the batch is not counted.
-        elements = max(1, x[0].numel())
+        if self.recomputed:
+            self.recompute(x)
+            codes = quantize_to_codes(x.detach(), self._broadcast_scale(x), self.grid)
+            # The paper's code lets every gradient pass, also where the largest weight saturates.
+            return x + (codes * self._broadcast_scale(x) - x).detach()
+        # Features of one image share the step (LSQ, section 2.2): the batch is not counted.
+        elements = max(1, x[0].numel() * self.windows)
         return learned_step_quantize(
             x,
             self._broadcast_scale(x),
             self.grid,
             gradient_scale=lsq_gradient_scale(elements, self.grid),
         )
+
+    @torch.no_grad()
+    def recompute(self, x: Tensor) -> None:
+        """Take the scale of each channel from the tensor as it is now; axis 0 is the channel."""
+        self.scale.copy_(recomputed_scale(x.flatten(start_dim=1).float(), self.grid))
 
     def codes(self, x: Tensor) -> Tensor:
         """Codes of ``x`` as the container stores them, int8, in its shape."""

@@ -1,4 +1,4 @@
-"""Choosing a scale for given values: by the largest value, a percentile, or the least error.
+"""Choosing a scale for given values: by largest value, percentile, mean magnitude or least error.
 
 All functions take values as ``(channels, samples)`` and return one scale a channel; a tensor with
 one scale in all is one channel.
@@ -17,7 +17,15 @@ from mimiq_calib.quantizers.learned_step import quantize_to_codes
 if TYPE_CHECKING:
     from mimiq_runtime.grid import Grid
 
-__all__ = ["RangeMethod", "minmax_scale", "mse_scale", "percentile_scale", "search_scale"]
+__all__ = [
+    "RangeMethod",
+    "lsq_scale",
+    "minmax_scale",
+    "mse_scale",
+    "percentile_scale",
+    "recomputed_scale",
+    "search_scale",
+]
 
 SMALLEST_SCALE = 2.0**-24
 """Scales below half precision's smallest subnormal would be zero in a TensorRT graph."""
@@ -29,6 +37,7 @@ class RangeMethod(StrEnum):
     MINMAX = "minmax"
     PERCENTILE = "percentile"
     MSE = "mse"
+    LSQ = "lsq"
 
 
 def minmax_scale(values: Tensor, grid: Grid) -> Tensor:
@@ -89,6 +98,37 @@ def mse_scale(values: Tensor, grid: Grid, *, candidates: int = 80) -> Tensor:
     return best_scale
 
 
+def lsq_scale(values: Tensor, grid: Grid) -> Tensor:
+    r"""The start of learned step size quantization: :math:`2 \, \mathrm{mean} |v| / \sqrt{q_\max}`.
+
+    LSQ, arXiv 1902.08153, section 2.1.
+
+    Args:
+        values: ``(channels, samples)``.
+        grid: The grid to quantize to.
+
+    Returns:
+        ``(channels,)``, positive.
+    """
+    return _positive(2 * values.abs().mean(dim=1) / grid.qmax**0.5)
+
+
+def recomputed_scale(values: Tensor, grid: Grid) -> Tensor:
+    r"""Min-max of the published code: :math:`2 \max |v| / (2^b - 1)` for a grid of 2^b codes.
+
+    Half a step smaller a range than :func:`minmax_scale` covers: the largest value may saturate by
+    half a step.
+
+    Args:
+        values: ``(channels, samples)``.
+        grid: The grid to quantize to.
+
+    Returns:
+        ``(channels,)``, positive.
+    """
+    return _positive(2 * values.abs().amax(dim=1) / (grid.qmax - grid.qmin))
+
+
 def search_scale(values: Tensor, grid: Grid, method: RangeMethod, *, percentile: float) -> Tensor:
     """Choose scales by the given method; arguments and result as of the function it names."""
     match method:
@@ -98,12 +138,18 @@ def search_scale(values: Tensor, grid: Grid, method: RangeMethod, *, percentile:
             return percentile_scale(values, grid, percentile=percentile)
         case RangeMethod.MSE:
             return mse_scale(values, grid)
+        case RangeMethod.LSQ:
+            return lsq_scale(values, grid)
 
 
 def _covering_scale(low: Tensor, high: Tensor, grid: Grid) -> Tensor:
     scale = high / grid.qmax
     if grid.is_signed:
         scale = torch.maximum(scale, low / grid.qmin)
+    return _positive(scale)
+
+
+def _positive(scale: Tensor) -> Tensor:
     # A channel of zeros has no range: any scale reproduces it, and one is never subnormal.
     return torch.where(scale > 0, scale.clamp_min(SMALLEST_SCALE), torch.ones_like(scale))
 

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from mimiq_calib.conversion.attention import ExposedAttention
 from mimiq_calib.conversion.window_attention import ExposedWindowAttention
+from mimiq_calib.fitting_batch import FittingBatch, going_back
+from mimiq_calib.observation import MEMORY_KEY
 from mimiq_calib.reparametrization.attention_centring import (
     centre_keys_and_values,
     centring_applies,
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
     from mimiq_calib.pixels import PixelScale
     from mimiq_calib.recipe import QuantizationSettings
+    from mimiq_calib.reparametrization.statistics import ChannelStatistics
 
 __all__ = ["reparametrize"]
 
@@ -42,6 +45,8 @@ def reparametrize(
     advance: Callable[[int, str], None],
 ) -> None:
     """Centre keys and values; equalise the channels of LayerNorm and attention outputs.
+
+    Where the memory of a GPU is not enough for a batch, all is looked at anew in smaller ones.
 
     Args:
         model: A model with exposed attention, not quantized; changed, its function is not.
@@ -60,10 +65,15 @@ def reparametrize(
         watched |= {name: attention.input_layers()[0], f"{name}.proj": attention.proj}
     watched |= {f"{fold.name} output": fold.layers[0] for fold in folds}
     device = next(model.parameters()).device
-    with watch_inputs(watched) as statistics:
-        for batch in torch.split(images, batch_size):
-            model(pixel_scale.normalise(pixel_scale.to_unit(batch.to(device))))
-            advance(len(batch), "")
+
+    def watch(size: int) -> dict[str, ChannelStatistics]:
+        with watch_inputs(watched) as statistics, going_back(advance) as count:
+            for batch in torch.split(images, size):
+                model(pixel_scale.normalise(pixel_scale.to_unit(batch.to(device))))
+                count(len(batch), "")
+        return statistics
+
+    statistics = FittingBatch(MEMORY_KEY).run(batch_size, watch)
     # Centring first: it reads the mean input, which equalisation changes.
     if settings.centre_attention:
         for name, attention in attentions:

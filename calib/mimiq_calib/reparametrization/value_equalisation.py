@@ -31,7 +31,7 @@ def equalise_values(
     """Scale the channels of an attention's output for the grid that follows.
 
     Args:
-        attention: Changed; its function is not.
+        attention: Changed; its function is not. Its ``head_unit`` takes the factor back.
         outputs: Statistics of the projection's input.
         weight_grid: Grid of the projection's weight.
         activation_grid: Grid of its input.
@@ -60,4 +60,5 @@ def equalise_values(
     if layer.bias is not None:
         layer.bias.data[rows] /= factor
     proj.weight.data *= factor
+    attention.head_unit = factor.reshape(attention.num_heads, 1, -1)
     return strength

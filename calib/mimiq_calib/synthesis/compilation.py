@@ -1,7 +1,7 @@
 """torch.compile for the steps of the synthesis, where it pays and works.
 
 A step launches some thousand small kernels; on a GPU fusing them is worth the minute that the
-compilation takes. On a processor it is not for runs of minutes (docs/decisions/0021).
+compilation takes. On a processor it is not for runs of minutes (docs/decisions/0012).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from mimiq_calib.taps import Place
 
-    Step = Callable[[Tensor, Tensor], dict[str, Tensor]]
+    Step = Callable[[Tensor, Tensor, int], dict[str, Tensor]]
     TeacherPass = Callable[[Tensor], tuple[Tensor, list[Tensor]]]
 
 __all__ = ["CompiledWithFallback", "compiled_teacher", "wants_compilation"]
@@ -52,13 +52,12 @@ class CompiledWithFallback:
         self._insist = insist
         self._proven = False
 
-    def __call__(self, images: Tensor, augmented: Tensor) -> dict[str, Tensor]:
+    def __call__(self, images: Tensor, augmented: Tensor, part: int) -> dict[str, Tensor]:
         """Losses of a step; their gradient is left in ``images``."""
         if self._proven:
-            return self._step(images, augmented)
-        self._proven = True
+            return self._step(images, augmented, part)
         try:
-            return self._step(images, augmented)
+            losses = self._step(images, augmented, part)
         except (torch.OutOfMemoryError, InvalidInputError):
             raise
         # A missing compiler, driver or operator: each raises what it likes. An error that is not
@@ -76,8 +75,10 @@ class CompiledWithFallback:
                 RuntimeWarning,
                 stacklevel=2,
             )
-        self._step = self._eager
-        return self._step(images, augmented)
+            self._step = self._eager
+            losses = self._step(images, augmented, part)
+        self._proven = True
+        return losses
 
 
 _COMPILED: weakref.WeakKeyDictionary[nn.Module, dict[Place, TeacherPass]] = (

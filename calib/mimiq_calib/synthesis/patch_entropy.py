@@ -61,18 +61,20 @@ def patch_similarities(
     return similarities.reshape(batch_size, *pairs.shape)[:, pairs]
 
 
-def patch_entropy(similarities: Tensor) -> Tensor:
+def patch_entropy(similarities: Tensor, extent: Tensor | None = None) -> Tensor:
     """Differential entropy of the similarities of each image, the mean over the batch.
 
     The ten points are where they are for all images alike, and get no gradient.
 
     Args:
         similarities: What :func:`patch_similarities` returned.
+        extent: The smallest and the largest similarity of the batch, ``(2,)``, where
+            ``similarities`` are those of some of its images only; None where they are all.
 
     Returns:
         Scalar in nats; 0 where all similarities are equal.
     """
-    low, high = similarities.detach().aminmax()
+    low, high = similarities.detach().aminmax() if extent is None else extent.unbind()
     points = low + (high - low) * torch.linspace(0, 1, POINTS, device=similarities.device)
     density = kernel_density(similarities, points) + DENSITY_FLOOR
     return torch.trapezoid(-density * density.log(), points, dim=-1).mean()

@@ -25,6 +25,7 @@ from mimiq_calib.synthesis.total_variation import total_variation
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from mimiq_calib.fitting_batch import FittingBatch
     from mimiq_calib.recipe import PatchSimilaritySettings, SynthesisSettings
     from mimiq_runtime.manifest import Preprocessing
 
@@ -47,6 +48,7 @@ def synthesise_by_patch_similarity(
     num_classes: int,
     generator: torch.Generator,
     device: torch.device,
+    fit: FittingBatch | None = None,
     advance: Callable[[int, str], None],
 ) -> SynthesisedBatch:
     """Optimise a batch of images from noise until their patches differ as those of photographs.
@@ -59,11 +61,12 @@ def synthesise_by_patch_similarity(
         num_classes: Labels are drawn from ``0 .. num_classes - 1``.
         generator: Source of all randomness, on the CPU.
         device: Where the teacher is.
+        fit: How many images the memory was enough for before; None where nobody knows.
         advance: Called after every step with the number of steps and a note.
 
     Raises:
-        InvalidInputError: The loss is no longer finite, the memory of the GPU is not enough, or
-            a compilation that the settings insist on fails.
+        InvalidInputError: The loss is no longer finite, the memory of the GPU is not enough for one
+            image, or a compilation that the settings insist on fails.
     """
     chosen = settings.patch_similarity
     shape = (batch_size, *preprocessing.input_size)
@@ -72,7 +75,8 @@ def synthesise_by_patch_similarity(
     round_length = math.ceil(settings.iterations / ROUNDS)
     method = Method(
         place="head_outputs",
-        objective=_Objective(teacher, chosen, labels, _variation_target(chosen, shape, generator)),
+        objective=_Objective(teacher, chosen),
+        prior=_Smoothness(chosen, _variation_target(chosen, shape, generator)),
         augment=DiagonalRoll(
             preprocessing.input_size[1:],
             round_length,
@@ -84,6 +88,7 @@ def synthesise_by_patch_similarity(
         optimizer=functools.partial(torch.optim.Adam, betas=BETAS, fused=device.type == "cuda"),
         shown="patch_entropy",
         learning_rate_key="synthesis.patch_similarity.learning_rate",
+        extent=functools.partial(_extent, teacher),
     )
     return optimise_images(
         teacher,
@@ -92,6 +97,7 @@ def synthesise_by_patch_similarity(
         labels,
         settings,
         PixelScale(preprocessing, device),
+        fit=fit,
         advance=advance,
     )
 
@@ -115,43 +121,44 @@ def _learning_rate(settings: PatchSimilaritySettings, round_length: int, step: i
 
 
 class _Objective:
-    """The three losses of one step."""
+    """The two losses of one step that ask the teacher."""
 
-    def __init__(
-        self,
-        teacher: nn.Module,
-        settings: PatchSimilaritySettings,
-        labels: Tensor,
-        variation_target: float,
-    ) -> None:
+    def __init__(self, teacher: nn.Module, settings: PatchSimilaritySettings) -> None:
         self._entropy_weight = settings.entropy_weight
         self._class_weight = settings.class_weight
-        self._total_variation_weight = settings.total_variation_weight
-        self._labels = labels
-        # A tensor: a compiled step would be compiled again for another number.
-        self._variation_target = torch.tensor(variation_target, device=labels.device)
         self._teacher = teacher
 
     def __call__(
-        self,
-        class_logits: Tensor,
-        taps: list[Tensor],
-        images: Tensor,
-        augmented: Tensor,
+        self, class_logits: Tensor, taps: list[Tensor], labels: Tensor, extent: Tensor | None
     ) -> dict[str, Tensor]:
-        similarities = layer_patch_similarities(self._teacher, taps, len(images))
+        similarities = layer_patch_similarities(self._teacher, taps, len(class_logits))
+        ends = [None] * len(similarities) if extent is None else extent.unbind()
         # The sum over layers, not their mean, as published.
-        entropy = torch.stack([patch_entropy(layer) for layer in similarities]).sum()
-        classes = F.cross_entropy(class_logits.float(), self._labels)
-        variation = total_variation(augmented, diagonal_weight=1.0)
-        loss = (
-            -self._entropy_weight * entropy
-            + self._class_weight * classes
-            + self._total_variation_weight * (variation - self._variation_target).abs()
-        )
+        entropy = torch.stack(
+            [patch_entropy(layer, end) for layer, end in zip(similarities, ends, strict=True)]
+        ).sum()
+        classes = F.cross_entropy(class_logits.float(), labels)
         return {
-            "loss": loss,
+            "loss": -self._entropy_weight * entropy + self._class_weight * classes,
             "patch_entropy": entropy,
             "cross_entropy": classes,
-            "total_variation": variation,
         }
+
+
+class _Smoothness:
+    """The prior: the total variation of the augmented images comes near to a target."""
+
+    def __init__(self, settings: PatchSimilaritySettings, target: float) -> None:
+        self._weight = settings.total_variation_weight
+        self._target = target
+
+    def __call__(self, _images: Tensor, augmented: Tensor) -> dict[str, Tensor]:
+        variation = total_variation(augmented, diagonal_weight=1.0)
+        distance = (variation - self._target).abs()
+        return {"loss": self._weight * distance, "total_variation": variation}
+
+
+def _extent(teacher: nn.Module, taps: list[Tensor], count: int) -> Tensor:
+    """Smallest and largest similarity of each layer, ``(layers, 2)``."""
+    similarities = layer_patch_similarities(teacher, taps, count)
+    return torch.stack([torch.stack(layer.aminmax()) for layer in similarities])

@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from mimiq_runtime.atomic import atomic_path
-
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -37,9 +35,8 @@ def write_preview(run: RunDirectory, shards: Sequence[str]) -> None:
         if shown.shape[1] not in (1, 3):
             shown = shown.mean(axis=1, keepdims=True).round().astype(np.uint8)
         images.extend(shown)
-    with atomic_path(run.path(PREVIEW)) as temporary:
+    with run.replacing(PREVIEW) as temporary:
         _grid(images[: COLUMNS * ROWS]).save(temporary, format="PNG")
-    run.record_files(PREVIEW)
 
 
 def _grid(images: Sequence[np.ndarray]) -> Image.Image:

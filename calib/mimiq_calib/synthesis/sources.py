@@ -21,6 +21,7 @@ from mimiq_runtime.preprocessing import preprocess_files
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from mimiq_calib.fitting_batch import FittingBatch
     from mimiq_runtime.manifest import Preprocessing
 
 __all__ = ["ShardRequest", "make_shard", "steps_of_shard"]
@@ -58,6 +59,7 @@ def make_shard(
     *,
     num_classes: int,
     device: torch.device,
+    fit: FittingBatch | None = None,
     advance: Callable[[int, str], None],
 ) -> SynthesisedBatch:
     """Make one shard of images from the source that the settings name.
@@ -69,6 +71,7 @@ def make_shard(
         request: Which images.
         num_classes: Number of labels to draw from.
         device: Where the teacher is.
+        fit: How many images the memory was enough for in other shards; None where nobody knows.
         advance: Called with the number of steps done and a note.
 
     Returns:
@@ -98,6 +101,7 @@ def make_shard(
         num_classes=num_classes,
         generator=request.generator,
         device=device,
+        fit=fit,
         advance=advance,
     )
 
@@ -121,8 +125,8 @@ def _pictures(
     chosen = found[request.first : request.first + request.size]
     if len(chosen) < request.size:
         raise DatasetError(
-            f"synthesis.num_images asks for picture {request.first + request.size}, and the folder "
-            f"{folder} has {len(found)}: lower it or name another folder."
+            f"num_images and held_out of synthesis ask for picture {request.first + request.size}, "
+            f"and the folder {folder} has {len(found)}: lower them or name another folder."
         )
     images = torch.from_numpy(preprocess_files(chosen, preprocessing))
     pixels = PixelScale(preprocessing, torch.device("cpu")).to_pixels(images)

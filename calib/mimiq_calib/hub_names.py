@@ -1,0 +1,66 @@
+"""Models that are named by their place on a hub, such as ``hf-hub:timm/vit_tiny_patch16_224``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from timm.models import load_model_config_from_hf
+
+from mimiq_runtime.errors import CheckpointError
+
+__all__ = ["NamedModel", "look_up"]
+
+PREFIXES = ("hf-hub:", "hf_hub:")
+
+
+@dataclass(frozen=True)
+class NamedModel:
+    """What a name stands for; a run records this, so that nothing asks the hub again.
+
+    Attributes:
+        architecture: timm's name of the model.
+        arguments: Constructor arguments that the hub's configuration has.
+        labels: Name of each class, where the configuration has them.
+    """
+
+    architecture: str
+    arguments: dict[str, Any] = field(default_factory=dict)
+    labels: list[str] | None = None
+
+
+def look_up(name: str) -> NamedModel:
+    """The architecture that a name stands for; a plain name stands for itself.
+
+    Args:
+        name: timm's name of a model, or ``hf-hub:OWNER/MODEL``, with ``@REVISION`` or without: then
+            the configuration is read from the hub's cache or over the network.
+
+    Raises:
+        CheckpointError: The hub's configuration cannot be had.
+    """
+    prefix = next((prefix for prefix in PREFIXES if name.startswith(prefix)), None)
+    if prefix is None:
+        return NamedModel(name)
+    try:
+        config, architecture, arguments = load_model_config_from_hf(name.removeprefix(prefix))
+        labels = _labels_of(config)
+    # Whatever the hub, the cache or the network raises means the same to the user.
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0]
+        raise CheckpointError(
+            f"The configuration of {name} could not be had ({reason:.200}); check the name and the "
+            "network, or give timm's name of the architecture and the weights with --checkpoint."
+        ) from error
+    return NamedModel(architecture, dict(arguments), labels)
+
+
+def _labels_of(config: dict[str, Any]) -> list[str] | None:
+    """The configuration's names of the classes; it may describe them at more length, too."""
+    names = config.get("label_names")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        return None
+    described = config.get("label_descriptions")
+    if isinstance(described, dict):
+        return [str(described.get(name, name)) for name in names]
+    return names
