@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import glob
 import hashlib
-import os
 from typing import TYPE_CHECKING
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 
 from mimiq_export.capture import capture
 from mimiq_export.fake_quantize import fake_quantizes
 from mimiq_export.lint.linters import lint_model
+from mimiq_export.options import PLAIN, ExportOptions
 from mimiq_export.passes.metadata import METADATA_PREFIX, WriteMetadataPass
 from mimiq_export.record import (
     ExportRecord,
@@ -22,12 +22,13 @@ from mimiq_export.record import (
     list_quantizers,
 )
 from mimiq_export.targets.registry import get_target
-from mimiq_runtime.atomic import atomic_path, sha256_of
+from mimiq_runtime.atomic import atomic_group, sha256_of
 from mimiq_runtime.errors import OnnxModelError
+from mimiq_runtime.input_form import input_form
 from mimiq_runtime.manifest import FileRecord
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from torch import nn
@@ -43,7 +44,13 @@ Protobuf ends at 2 GiB, and the graph needs some of it.
 """
 
 
-def export_model(model: nn.Module, *, target: str, provenance: ExportProvenance) -> ir.Model:
+def export_model(
+    model: nn.Module,
+    *,
+    target: str,
+    provenance: ExportProvenance,
+    options: ExportOptions = PLAIN,
+) -> ir.Model:
     """Turn a torch model into the graph that a target runs.
 
     Args:
@@ -51,13 +58,16 @@ def export_model(model: nn.Module, *, target: str, provenance: ExportProvenance)
             inference mode. It is not changed.
         target: Name of the target; see :func:`mimiq_export.targets.registry.get_target`.
         provenance: Written into the model's metadata; its preprocessing gives the input's size.
+        options: Choices that go with the target.
 
     Raises:
-        InvalidInputError: There is no such target.
+        InvalidInputError: There is no such target, or an option does not go with it or with the
+            model.
         UnsupportedModelError: torch cannot capture the model.
         OnnxModelError: A scale cannot be used, or the target leaves quantizers in the graph.
     """
     chosen = get_target(target)
+    options.check(target)
     graph = capture(model, provenance.preprocessing.input_size, opset=chosen.opset)
     for graph_pass in (*chosen.passes, WriteMetadataPass(provenance, chosen.name)):
         graph = graph_pass(graph).model
@@ -67,13 +77,19 @@ def export_model(model: nn.Module, *, target: str, provenance: ExportProvenance)
             f"The target {target} writes models without quantization, and {left.quantizer} is a "
             "quantizer: export the full-precision model instead."
         )
+    for graph_pass in options.passes(provenance.preprocessing):
+        graph = graph_pass(graph).model
     return graph
 
 
 def write_onnx(
-    model: ir.Model, path: Path, *, external_data_above: int = EXTERNAL_DATA_ABOVE
+    model: ir.Model,
+    path: Path,
+    *,
+    external_data_above: int = EXTERNAL_DATA_ABOVE,
+    before_replace: Callable[[Path], None] = lambda temporary: None,
 ) -> ExportRecord:
-    """Check a model and write it; the file appears whole or not at all.
+    """Check a model and write it; the file appears whole, with its weights, or not at all.
 
     Args:
         model: What :func:`export_model` returned.
@@ -81,22 +97,22 @@ def write_onnx(
         external_data_above: Models with more bytes of weights get a second file beside ``path``,
             named ``<path.name>.<digest>.data`` after its content, so that a new version never
             touches the weights that the old ``path`` refers to.
+        before_replace: As for :func:`mimiq_runtime.atomic.atomic_path`.
 
     Returns:
         The content of ``export.json``.
 
     Raises:
         InvalidInputError: The folder cannot be written to.
-        OnnxModelError: The model is not valid ONNX.
+        OnnxModelError: The model is not valid ONNX, or a constant of it is NaN or infinite.
     """
+    _check_numbers(model)
     external: Path | None = None
     if sum(tensor.nbytes for tensor in _tensors(model)) > external_data_above:
         external = path.with_name(f"{path.name}.{_digest(model)}.data")
-    with _removed_on_failure(external), atomic_path(path) as temporary:
+    with atomic_group(path, before_replace) as temporary:
         ir.save(model, temporary, external_data=external.name if external else None)
         _check(temporary)
-        if external is not None:
-            _flush_to_disk(external)
     for stale in path.parent.glob(f"{glob.escape(path.name)}.{'[0-9a-f]' * 16}.data"):
         if stale != external:
             stale.unlink()
@@ -104,6 +120,7 @@ def write_onnx(
     return ExportRecord(
         target=target,
         opset=model.opset_imports[""],
+        input=input_form(model.metadata_props),
         onnx=_file_record(path),
         external_data={external.name: _file_record(external)} if external else {},
         operators=count_operators(model),
@@ -111,6 +128,17 @@ def write_onnx(
         not_quantized=list_floating_point_products(model),
         lint=lint_model(model, target),
     )
+
+
+def _check_numbers(model: ir.Model) -> None:
+    for tensor in _tensors(model):
+        array = tensor.numpy()
+        if np.issubdtype(array.dtype, np.inexact) and not np.isfinite(array).all():
+            raise OnnxModelError(
+                f"The exported model would hold NaN or infinity in {tensor.name}, and is not "
+                "written: a weight or a scale is too large for its type; check the checkpoint, or "
+                "export for a target in single precision, such as ort-cpu."
+            )
 
 
 def _check(path: Path) -> None:
@@ -132,22 +160,6 @@ def _digest(model: ir.Model) -> str:
         digest.update(f"{tensor.name} {tensor.dtype} {tensor.shape}".encode())
         digest.update(tensor.tobytes())
     return digest.hexdigest()[:16]
-
-
-@contextlib.contextmanager
-def _removed_on_failure(path: Path | None) -> Iterator[None]:
-    existed = path is not None and path.exists()
-    try:
-        yield
-    except BaseException:
-        if path is not None and not existed:
-            path.unlink(missing_ok=True)
-        raise
-
-
-def _flush_to_disk(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
 
 
 def _file_record(path: Path) -> FileRecord:

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING
 
 import numpy as np
+import onnx_ir as ir
 from pydantic import Field
 
 from mimiq_export.lint.finding import Finding
 from mimiq_export.passes.node_marks import marked_grid, marked_quantizer
+from mimiq_runtime.input_form import InputForm
 from mimiq_runtime.manifest import FileRecord
 from mimiq_runtime.quantization_table import TensorKind
 from mimiq_runtime.schema import Schema
 from mimiq_runtime.scope import Scope
-
-if TYPE_CHECKING:
-    import onnx_ir as ir
 
 __all__ = [
     "ExportRecord",
@@ -42,6 +40,7 @@ class ExportedQuantizer(Schema):
         axis: The axis of the tensor in the ONNX file with one scale a slice, or None.
         code_min: The smallest code that does occur in a weight; None for an activation.
         code_max: The largest code that does occur in a weight; None for an activation.
+        stored_as: ONNX's type of the stored codes, such as ``int8``.
         used_by: Names of the nodes that take the dequantized tensor.
     """
 
@@ -52,6 +51,7 @@ class ExportedQuantizer(Schema):
     axis: int | None
     code_min: int | None = None
     code_max: int | None = None
+    stored_as: str = "int8"
     used_by: list[str]
 
 
@@ -76,6 +76,7 @@ class ExportRecord(Schema):
         target: Name of the target.
         scope: Which products are quantized; None for the full-precision model.
         opset: Version of the ONNX operators.
+        input: The form in which the model takes its images.
         onnx: Digest and size of the ONNX file.
         external_data: Digest and size of each file that holds weights beside the ONNX file, by
             name; empty unless the model is larger than 2 GB.
@@ -88,6 +89,7 @@ class ExportRecord(Schema):
     target: str
     scope: Scope | None = None
     opset: int
+    input: InputForm = InputForm.NORMALISED
     onnx: FileRecord
     external_data: dict[str, FileRecord]
     operators: dict[str, int]
@@ -125,9 +127,10 @@ def list_floating_point_products(model: ir.Model) -> list[FloatingPointProduct]:
 
 
 def _describe(node: ir.Node) -> ExportedQuantizer:
-    codes = node.inputs[0]
+    codes = _stored_codes(node)
     constant = codes.const_value if codes is not None and codes.is_initializer() else None
     array = None if constant is None else np.asarray(constant.numpy())
+    dtype = None if codes is None else codes.dtype
     grid = marked_grid(node)
     return ExportedQuantizer(
         quantizer=marked_quantizer(node) or "",
@@ -137,8 +140,18 @@ def _describe(node: ir.Node) -> ExportedQuantizer:
         axis=node.attributes["axis"].as_int() if "axis" in node.attributes else None,
         code_min=None if array is None else int(array.min()),
         code_max=None if array is None else int(array.max()),
+        stored_as=(dtype or ir.DataType.INT8).name.lower(),
         used_by=[use.node.name or "" for use in node.outputs[0].uses()],
     )
+
+
+def _stored_codes(node: ir.Node) -> ir.Value | None:
+    """The codes that a DequantizeLinear takes, before the Cast that unpacks them."""
+    codes = node.inputs[0]
+    producer = None if codes is None else codes.producer()
+    if producer is not None and producer.op_type == "Cast":
+        return producer.inputs[0]
+    return codes
 
 
 def _reason(operand: ir.Value | None) -> str | None:

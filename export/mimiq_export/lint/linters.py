@@ -17,6 +17,7 @@ from mimiq_export.lint import (
 )
 from mimiq_export.lint.finding import Severity
 from mimiq_export.lint.linted_graph import LintedGraph
+from mimiq_runtime.classifier_checks import check_onnx_file
 from mimiq_runtime.errors import InvalidInputError, OnnxModelError
 
 if TYPE_CHECKING:
@@ -125,6 +126,7 @@ def lint_file(path: Path, target: str) -> list[Finding]:
 
 
 def _read(path: Path) -> ir.Model:
+    check_onnx_file(path)
     try:
         model = ir.load(path)
         model = common_passes.InlinePass()(model).model

@@ -18,5 +18,6 @@ ORT_CUDA = Target(
     opset=ORT_CPU.opset,
     # Each quantizer less is a kernel less.
     default_scope=Scope.LINEAR,
+    half_baseline=True,
     passes=ORT_CPU.passes,
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from mimiq_export.targets.fp16 import FP16
 from mimiq_export.targets.fp32 import FP32
 from mimiq_export.targets.openvino import OPENVINO
 from mimiq_export.targets.ort_cpu import ORT_CPU
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["TARGETS", "get_target"]
 
 TARGETS: dict[str, Target] = {
-    target.name: target for target in (ORT_CPU, ORT_CUDA, OPENVINO, TRT, FP32)
+    target.name: target for target in (ORT_CPU, ORT_CUDA, OPENVINO, TRT, FP32, FP16)
 }
 
 

@@ -23,9 +23,12 @@ class Target:
         passes: Applied from first to last.
         default_scope: Which products are quantized unless the user says so: the faster choice
             that keeps parity.
+        half_baseline: Whether its engine is fast in half precision, so that the full-precision
+            model is written in half precision, too, to be compared with.
     """
 
     name: str
     opset: int
     passes: tuple[ir.passes.PassBase, ...]
     default_scope: Scope = Scope.LINEAR
+    half_baseline: bool = False

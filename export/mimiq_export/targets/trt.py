@@ -26,6 +26,7 @@ TRT = Target(
     opset=20,
     # Integer attention breaks the fused attention kernel wherever a shift or a shape does not fit.
     default_scope=Scope.LINEAR,
+    half_baseline=True,
     passes=(
         SplitGemmBiasPass(),
         SplitHeadsPass(),
