@@ -2,27 +2,31 @@
 
 A machine's speed wanders: clocks, heat, neighbours. So the sessions take turns, call by call, and
 none always goes first; they are compared by the ratios of calls that stand side by side, and the
-ratios carry a confidence interval.
+ratios carry a confidence interval. Where a session lies in memory matters, too; so they are opened
+several times (docs/decisions/0035-benchmarks-open-models-anew.md). A number of threads belongs to a
+session, so each number has openings of its own, which take turns as well.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from pydantic import Field
 
 from mimiq_runtime.errors import InvalidInputError
 from mimiq_runtime.gpu_monitor import GpuLoad, GpuMonitor
+from mimiq_runtime.input_form import random_images
 from mimiq_runtime.machine import describe_machine
 from mimiq_runtime.memory_probe import PeakMemory
 from mimiq_runtime.schema import Schema
 from mimiq_runtime.session import DeviceTimes, Session, SessionInfo, TimedOnDevice
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -34,6 +38,7 @@ __all__ = [
     "DeviceLatency",
     "Speedup",
     "benchmark_sessions",
+    "mirrored_openings",
 ]
 
 # Fewer rounds than these say nothing, whatever the time limit.
@@ -46,7 +51,7 @@ class Speedup(Schema):
 
     Attributes:
         median: Median over the rounds of ``baseline's latency / own latency``.
-        low: Lower end of the 95 % confidence interval (bootstrap over the rounds).
+        low: Lower end of the 95 % confidence interval (bootstrap over openings and rounds).
         high: Upper end of it.
     """
 
@@ -76,23 +81,26 @@ class DeviceLatency(Schema):
 
 
 class BenchmarkRow(Schema):
-    """One session at one batch size.
+    """One session at one batch size and number of threads.
 
     Attributes:
         session: Name of the session.
         batch_size: Images in one call.
+        threads: CPU threads that the session was given; None in reports of earlier versions,
+            whose only number is in ``sessions``.
         rounds: Calls that were timed.
         mean_ms: Mean latency of a call in milliseconds.
         p50_ms: Median latency in milliseconds.
         p90_ms: 90th percentile, interpolated linearly.
         p99_ms: 99th percentile; from less than a hundred rounds it is close to the slowest call.
         images_per_second: ``batch_size / mean latency``.
-        speedup: Against the first session in the same rounds.
+        speedup: Against the first session in the same rounds, with the same threads.
         device: By events of the device, for sessions that have them.
     """
 
     session: str
     batch_size: int
+    threads: int | None = None
     rounds: int
     mean_ms: float
     p50_ms: float
@@ -104,11 +112,12 @@ class BenchmarkRow(Schema):
 
 
 class BenchmarkChange(Schema):
-    """One session at one batch size, then and now.
+    """One session at one batch size and number of threads, then and now.
 
     Attributes:
         session: Name of the session.
         batch_size: Images in one call.
+        threads: CPU threads of the session; None in reports of earlier versions.
         old_speedup: Median speedup over the baseline in the older benchmark.
         new_speedup: The same now.
         change: ``new / old - 1``; below 0 is slower.
@@ -117,6 +126,7 @@ class BenchmarkChange(Schema):
 
     session: str
     batch_size: int
+    threads: int | None = None
     old_speedup: float
     new_speedup: float
     change: float
@@ -146,14 +156,14 @@ class BenchmarkReport(Schema):
 
     Attributes:
         machine: See :func:`~mimiq_runtime.machine.describe_machine`.
-        sessions: What ran under each name.
+        sessions: What ran under each name, with the first number of threads.
         baseline: Name of the session that the speedups refer to.
         input_shape: Channels, height and width of the images.
         warmup: Calls of each session before the clock was started, for each batch size.
         seed: Seed of the images and of the bootstrap.
-        rows: By batch size, then by session, both in the order given.
-        memory: Peak memory of each session and batch size, each in a process of its own; empty
-            when it was not measured.
+        rows: By batch size, then by threads, then by session, all in the order given.
+        memory: Peak memory of each session, batch size and number of threads, each in a process of
+            its own; empty when it was not measured.
         gpu: What the GPU did at each batch size; empty without one.
         comparison: Against an older benchmark, when one was given.
     """
@@ -170,8 +180,33 @@ class BenchmarkReport(Schema):
     comparison: BenchmarkComparison | None = None
 
 
+def mirrored_openings(
+    openers: Mapping[str, Callable[[], Session]], count: int
+) -> list[contextlib.AbstractContextManager[dict[str, Session]]]:
+    """Ways to open the same sessions, one after the other, in turn forwards and backwards.
+
+    Where its weights come to lie in memory makes a session faster or slower by a percent, for as
+    long as it is open, and the one that is opened first is at a disadvantage.
+
+    Args:
+        openers: Opens each session, by its name.
+        count: How many; an even number treats all sessions alike.
+    """
+    names = list(openers)
+    return [_opened(openers, names[::-1] if index % 2 else names) for index in range(count)]
+
+
+@contextlib.contextmanager
+def _opened(
+    openers: Mapping[str, Callable[[], Session]], order: Sequence[str]
+) -> Iterator[dict[str, Session]]:
+    with contextlib.ExitStack() as stack:
+        opened = {name: stack.enter_context(openers[name]()) for name in order}
+        yield {name: opened[name] for name in openers}
+
+
 def benchmark_sessions(
-    sessions: Mapping[str, Session],
+    openings: Mapping[int, Sequence[contextlib.AbstractContextManager[Mapping[str, Session]]]],
     *,
     batch_sizes: Sequence[int],
     input_shape: tuple[int, int, int],
@@ -185,73 +220,110 @@ def benchmark_sessions(
 ) -> BenchmarkReport:
     """Time sessions on the same random images, taking turns.
 
+    Each session gets them in the form that it takes; making that form is not timed. Each opening
+    has its share of the rounds, and the intervals cover what differs between openings, too.
+
     Args:
-        sessions: Open sessions by name; the first one is the baseline.
+        openings: By the number of CPU threads. Each gives the same open sessions by name, the first
+            one being the baseline; see :func:`mirrored_openings`. More openings than rounds are
+            left out.
         batch_sizes: Images in one call; each size is measured on its own.
         input_shape: Channels, height and width of the images.
-        rounds: Timed calls of each session and batch size.
-        warmup: Calls of each session before them.
-        seconds: End the rounds of a batch size after this time, but not before the third round.
+        rounds: Timed calls of each session, batch size and number of threads.
+        warmup: Calls of each session before them, in each opening.
+        seconds: End the rounds of a batch size and a number of threads after this time, but not
+            before the third round of an opening.
         seed: Seed of the standard normal images and of the bootstrap.
         watch_gpu: Whether to ask ``nvidia-smi`` for power and clocks during the rounds.
-        advance: Told ``(rounds, note)`` as rounds are done, ``rounds * len(batch_sizes)`` in all.
+        advance: Told ``(rounds, note)`` as rounds are done,
+            ``rounds * len(batch_sizes) * len(openings)`` in all.
         clock: Gives the time in seconds.
 
     Returns:
-        One row for each session and batch size.
+        One row for each session, batch size and number of threads.
 
     Raises:
         InvalidInputError: Nothing to measure, or a number is out of range.
         EngineError: A session failed.
     """
-    _check(sessions, batch_sizes, rounds=rounds, warmup=warmup, seconds=seconds)
-    rows: list[BenchmarkRow] = []
-    loads: list[GpuLoad | None] = []
-    for batch_size in batch_sizes:
-        # Never zeros: some engines take short cuts through them, and no photograph is black.
-        images = np.random.default_rng(seed).standard_normal(
-            (batch_size, *input_shape), dtype=np.float32
-        )
-        for session in sessions.values():
-            for _ in range(warmup):
-                session.run(images)
-        with GpuMonitor() if watch_gpu else contextlib.nullcontext() as monitor:
-            latencies, device_times = _time_rounds(
-                list(sessions.values()),
-                images,
-                rounds=rounds,
-                seconds=seconds,
-                clock=clock,
-                advance=advance,
-            )
-        loads.append(monitor.load(batch_size) if monitor is not None else None)
-        rows += [
-            _row(name, batch_size, own, latencies[0], times, seed=seed)
-            for name, own, times in zip(sessions, latencies, device_times, strict=True)
-        ]
+    _check(openings, batch_sizes, rounds=rounds, warmup=warmup, seconds=seconds)
+    monitors = {size: GpuMonitor() for size in batch_sizes} if watch_gpu else {}
+    cells = list(itertools.product(batch_sizes, openings))
+    timed: dict[tuple[int, int], list[_Timed]] = {cell: [] for cell in cells}
+    infos: dict[str, SessionInfo] = {}
+    for threads, opening, share in _turns(openings, rounds):
+        with opening as sessions:
+            if not sessions:
+                raise InvalidInputError("Expected at least one session to measure; got none.")
+            infos = infos or {name: session.info for name, session in sessions.items()}
+            for size in batch_sizes:
+                calls = _calls(list(sessions.values()), size, input_shape, seed)
+                for session, images in calls:
+                    for _ in range(warmup):
+                        session.run(images)
+                with monitors.get(size, contextlib.nullcontext()):
+                    timed[size, threads].append(
+                        _time_rounds(
+                            calls,
+                            rounds=share,
+                            seconds=None if seconds is None else seconds * share / rounds,
+                            clock=clock,
+                            advance=advance,
+                        )
+                    )
     return BenchmarkReport(
         machine=describe_machine(),
-        sessions={name: session.info for name, session in sessions.items()},
-        baseline=next(iter(sessions)),
+        sessions=infos,
+        baseline=next(iter(infos)),
         input_shape=input_shape,
         warmup=warmup,
         seed=seed,
-        rows=rows,
-        gpu=[load for load in loads if load is not None],
+        rows=[
+            _row(name, cell, index, timed[cell], seed=seed)
+            for cell in cells
+            for index, name in enumerate(infos)
+        ],
+        gpu=[load for size, monitor in monitors.items() if (load := monitor.load(size))],
     )
 
 
+def _turns(
+    openings: Mapping[int, Sequence[contextlib.AbstractContextManager[Mapping[str, Session]]]],
+    rounds: int,
+) -> Iterator[tuple[int, contextlib.AbstractContextManager[Mapping[str, Session]], int]]:
+    """Threads, opening and its share of the rounds; the numbers of threads in turn, and back."""
+    count = min(rounds, *(len(ways) for ways in openings.values()))
+    shares = [len(part) for part in np.array_split(np.arange(rounds), count)]
+    numbers = list(openings)
+    for index, share in enumerate(shares):
+        for threads in numbers[::-1] if index % 2 else numbers:
+            yield threads, openings[threads][index], share
+
+
+class _Timed(NamedTuple):
+    """One opening at one batch size.
+
+    Attributes:
+        latencies: In seconds, array (sessions, rounds).
+        device: The device's own times of each session that tells them.
+    """
+
+    latencies: NDArray[np.float64]
+    device: list[list[DeviceTimes]]
+
+
 def _check(
-    sessions: Mapping[str, Session],
+    openings: Mapping[int, Sequence[object]],
     batch_sizes: Sequence[int],
     *,
     rounds: int,
     warmup: int,
     seconds: float | None,
 ) -> None:
-    if not sessions or not batch_sizes:
+    counts = [len(ways) for ways in openings.values()]
+    if not counts or not min(counts) or not batch_sizes:
         raise InvalidInputError(
-            f"Expected at least one session and one batch size; got {len(sessions)} and "
+            f"Expected at least one opening and one batch size; got {min(counts, default=0)} and "
             f"{len(batch_sizes)}."
         )
     if min(batch_sizes) < 1 or rounds < 1 or warmup < 0:
@@ -263,35 +335,45 @@ def _check(
         raise InvalidInputError(f"Expected more than 0 seconds; got {seconds}.")
 
 
+def _calls(
+    sessions: Sequence[Session], batch_size: int, input_shape: tuple[int, int, int], seed: int
+) -> list[tuple[Session, NDArray[Any]]]:
+    """Each session with the images in the form that it takes."""
+    images = {
+        form: random_images(form, batch_size, input_shape, seed=seed)
+        for form in {session.info.takes for session in sessions}
+    }
+    return [(session, images[session.info.takes]) for session in sessions]
+
+
 def _time_rounds(
-    sessions: Sequence[Session],
-    images: NDArray[np.float32],
+    calls: Sequence[tuple[Session, NDArray[Any]]],
     *,
     rounds: int,
     seconds: float | None,
     advance: Callable[[int, str], None] | None,
     clock: Callable[[], float],
-) -> tuple[NDArray[np.float64], list[list[DeviceTimes]]]:
-    """Latencies in seconds (sessions, rounds), and the device's own times of those that tell."""
+) -> _Timed:
+    note = f"batch {len(calls[0][1])}"
     latencies: list[list[float]] = []
-    device_times: list[list[DeviceTimes]] = [[] for _ in sessions]
+    device_times: list[list[DeviceTimes]] = [[] for _ in calls]
     end = float("inf") if seconds is None else clock() + seconds
     while len(latencies) < rounds and (len(latencies) < _MIN_ROUNDS or clock() < end):
-        row = [0.0] * len(sessions)
-        for index in _order(len(latencies), len(sessions)):
+        row = [0.0] * len(calls)
+        for index in _order(len(latencies), len(calls)):
+            session, images = calls[index]
             start = clock()
-            sessions[index].run(images)
+            session.run(images)
             # A clock may stand still over a very short call.
             row[index] = max(clock() - start, 1e-9)
-            session = sessions[index]
             if isinstance(session, TimedOnDevice):
                 device_times[index].append(session.device_times())
         latencies.append(row)
         if advance is not None:
-            advance(1, f"batch {len(images)}")
+            advance(1, note)
     if advance is not None and len(latencies) < rounds:
-        advance(rounds - len(latencies), f"batch {len(images)}")
-    return np.asarray(latencies, dtype=np.float64).T, device_times
+        advance(rounds - len(latencies), note)
+    return _Timed(np.asarray(latencies, dtype=np.float64).T, device_times)
 
 
 def _order(round_index: int, count: int) -> list[int]:
@@ -305,25 +387,24 @@ def _order(round_index: int, count: int) -> list[int]:
 
 
 def _row(
-    name: str,
-    batch_size: int,
-    latencies: NDArray[np.float64],
-    baseline: NDArray[np.float64],
-    device_times: Sequence[DeviceTimes],
-    *,
-    seed: int,
+    name: str, cell: tuple[int, int], index: int, openings: Sequence[_Timed], *, seed: int
 ) -> BenchmarkRow:
+    batch_size, threads = cell
+    latencies = np.concatenate([opening.latencies[index] for opening in openings])
+    device_times = [times for opening in openings for times in opening.device[index]]
+    ratios = [opening.latencies[0] / opening.latencies[index] for opening in openings]
     p50, p90, p99 = np.percentile(latencies, [50, 90, 99]) * 1e3
     return BenchmarkRow(
         session=name,
         batch_size=batch_size,
+        threads=threads,
         rounds=len(latencies),
         mean_ms=float(latencies.mean() * 1e3),
         p50_ms=float(p50),
         p90_ms=float(p90),
         p99_ms=float(p99),
         images_per_second=float(batch_size / latencies.mean()),
-        speedup=_speedup(baseline / latencies, seed=seed),
+        speedup=_speedup(ratios, seed=seed),
         device=_device_latency(device_times) if device_times else None,
     )
 
@@ -340,10 +421,21 @@ def _device_latency(times: Sequence[DeviceTimes]) -> DeviceLatency:
     )
 
 
-def _speedup(ratios: NDArray[np.float64], *, seed: int) -> Speedup:
-    """Median of paired ratios (rounds,), with the percentile bootstrap's 95 % interval."""
+def _speedup(openings: Sequence[NDArray[np.float64]], *, seed: int) -> Speedup:
+    """Median of paired ratios, with the percentile bootstrap's 95 % interval.
+
+    Resampled are the openings, and the rounds (rounds,) of each that was drawn: two rounds of one
+    opening have more in common than two of different ones.
+    """
     rng = np.random.default_rng(seed)
     # One resample at a time: all at once would be a gigabyte for a hundred thousand rounds.
-    medians = [np.median(rng.choice(ratios, size=len(ratios))) for _ in range(_RESAMPLES)]
+    medians = []
+    for _ in range(_RESAMPLES):
+        drawn = [openings[index] for index in rng.integers(len(openings), size=len(openings))]
+        medians.append(
+            np.median(np.concatenate([rng.choice(part, size=len(part)) for part in drawn]))
+        )
     low, high = np.percentile(medians, [2.5, 97.5])
-    return Speedup(median=float(np.median(ratios)), low=float(low), high=float(high))
+    return Speedup(
+        median=float(np.median(np.concatenate(openings))), low=float(low), high=float(high)
+    )

@@ -7,16 +7,20 @@ move the baseline and the engine alike, and cancel in the ratio
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
 from mimiq_runtime.benchmark import BenchmarkChange, BenchmarkComparison, BenchmarkReport
 from mimiq_runtime.errors import InvalidInputError
 from mimiq_runtime.schema import describe_faults
+from mimiq_runtime.strict_json import read_json
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from mimiq_runtime.benchmark import BenchmarkRow
+    from mimiq_runtime.memory_probe import PeakMemory
 
 __all__ = ["compare_benchmarks", "read_benchmark"]
 
@@ -31,7 +35,7 @@ def read_benchmark(path: Path) -> BenchmarkReport:
         InvalidInputError: It is not there, or is no benchmark.
     """
     try:
-        return BenchmarkReport.model_validate_json(path.read_bytes())
+        report = BenchmarkReport.model_validate(read_json(path))
     except OSError as error:
         raise InvalidInputError(
             f"{path} cannot be read: {error.strerror}; give a bench.json of an earlier run."
@@ -41,6 +45,11 @@ def read_benchmark(path: Path) -> BenchmarkReport:
             f"{path} is no benchmark: {'; '.join(describe_faults(error)[:3])}; give a bench.json "
             "that mimiq-deploy bench wrote."
         ) from error
+    except ValueError as error:
+        raise InvalidInputError(
+            f"{path} is no benchmark: {error}; give a bench.json that mimiq-deploy bench wrote."
+        ) from error
+    return _with_threads(report)
 
 
 def compare_benchmarks(
@@ -67,10 +76,10 @@ def compare_benchmarks(
             f"The speedups of {against} are over {old.baseline!r}, these over {new.baseline!r}; "
             "measure both with the same --baseline and the same first --engine."
         )
-    before = {(row.session, row.batch_size): row.speedup.median for row in old.rows}
+    before = {(row.session, row.batch_size, row.threads): row.speedup.median for row in old.rows}
     changes = []
     for row in new.rows:
-        key = (row.session, row.batch_size)
+        key = (row.session, row.batch_size, row.threads)
         # The baseline's own speedup is 1 by definition.
         if row.session == new.baseline or key not in before:
             continue
@@ -79,6 +88,7 @@ def compare_benchmarks(
             BenchmarkChange(
                 session=row.session,
                 batch_size=row.batch_size,
+                threads=row.threads,
                 old_speedup=before[key],
                 new_speedup=row.speedup.median,
                 change=share - 1,
@@ -87,8 +97,8 @@ def compare_benchmarks(
         )
     if not changes:
         raise InvalidInputError(
-            f"{against} has no row of the same session and batch size as this benchmark; measure "
-            "the same engines and batch sizes."
+            f"{against} has no row of the same session, batch size and number of threads as this "
+            "benchmark; measure the same engines with the same --batch-size and --threads."
         )
     return BenchmarkComparison(
         against=against,
@@ -96,4 +106,19 @@ def compare_benchmarks(
         same_machine=all(new.machine.get(key) == old.machine.get(key) for key in _MACHINE),
         changes=changes,
         passed=not any(change.regressed for change in changes),
+    )
+
+
+def _with_threads(report: BenchmarkReport) -> BenchmarkReport:
+    """Before several numbers of threads could be measured, the only one stood with the session."""
+    given = {name: info.threads for name, info in report.sessions.items()}
+
+    def filled(row: BenchmarkRow | PeakMemory) -> Any:
+        return row.model_copy(update={"threads": row.threads or given.get(row.session)})
+
+    return report.model_copy(
+        update={
+            "rows": [filled(row) for row in report.rows],
+            "memory": [filled(row) for row in report.memory],
+        }
     )

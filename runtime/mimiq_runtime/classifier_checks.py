@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mimiq_runtime.errors import EngineError, InvalidInputError, OnnxModelError
+from mimiq_runtime.input_form import InputForm
+from mimiq_runtime.onnx_external_data import check_external_data
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,20 +20,26 @@ __all__ = ["check_images", "check_logits", "check_onnx_file", "first_line"]
 
 
 def check_onnx_file(model: Path) -> None:
-    """Raise :class:`OnnxModelError` unless there is a file."""
+    """Raise :class:`OnnxModelError` unless there is a file that takes nothing from elsewhere."""
     if not model.is_file():
         raise OnnxModelError(f"Expected an ONNX file, and {model} is not one; check the path.")
+    check_external_data(model)
 
 
-def check_images(images: NDArray[Any], shape: Sequence[int | None]) -> None:
+def check_images(
+    images: NDArray[Any],
+    shape: Sequence[int | None],
+    takes: InputForm = InputForm.NORMALISED,
+) -> None:
     """Raise :class:`InvalidInputError` unless a batch fits the model's input.
 
     Args:
-        images: The batch (N, C, H, W); must be float32 and not empty.
-        shape: The model's input (N, C, H, W); None where any size goes.
+        images: The batch; must have the type and the axes of the form, and not be empty.
+        shape: The model's input, its axes as the form has them; None where any size goes.
+        takes: The form that the model takes.
     """
     fits = (
-        images.dtype == np.float32
+        images.dtype == takes.dtype
         and images.ndim == 4
         and len(images) > 0
         and all(size in (None, got) for size, got in zip(shape, images.shape, strict=True))
@@ -39,8 +47,8 @@ def check_images(images: NDArray[Any], shape: Sequence[int | None]) -> None:
     if not fits:
         expected = ", ".join("any" if size is None else str(size) for size in shape)
         raise InvalidInputError(
-            f"Expected float32 images of shape ({expected}), at least one, got {images.dtype} of "
-            f"shape {images.shape}; preprocess them for this model."
+            f"Expected {takes.dtype} images of shape ({expected}), at least one, got "
+            f"{images.dtype} of shape {images.shape}; preprocess them for this model."
         )
 
 

@@ -7,43 +7,21 @@ cuda-python returns a status beside every result; here a status that is not succ
 from __future__ import annotations
 
 import ctypes
-import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mimiq_runtime.classifier_checks import first_line
 from mimiq_runtime.errors import EngineError, MissingDependencyError
-from mimiq_runtime.schema import Schema
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from numpy.typing import DTypeLike, NDArray
 
-__all__ = ["CudaDevice", "CudaGraph", "CudaRuntime", "cuda_version_name"]
+    from mimiq_runtime.cuda_device import CudaDevice
 
-
-class CudaDevice(Schema):
-    """The GPU that computes: the first one that CUDA lists.
-
-    Attributes:
-        name: As CUDA names it.
-        compute_capability: Such as ``8.7``.
-        cuda_driver: Newest CUDA that the driver supports, such as ``13.0``.
-        cuda_runtime: CUDA of the runtime that is used, such as ``12.8``.
-    """
-
-    name: str
-    compute_capability: str
-    cuda_driver: str
-    cuda_runtime: str
-
-    @property
-    def slug(self) -> str:
-        """Name for a folder, such as ``nvidia-h200-sm90``."""
-        name = re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")
-        return f"{name}-sm{self.compute_capability.replace('.', '')}"
+__all__ = ["CudaGraph", "CudaRuntime", "cuda_version_name"]
 
 
 class CudaGraph:
@@ -102,6 +80,9 @@ class CudaRuntime:
 
     def device(self) -> CudaDevice:
         """What this GPU is."""
+        # Here, so that a bundle's runner needs no pydantic.
+        from mimiq_runtime.cuda_device import CudaDevice
+
         properties = self.call("cudaGetDeviceProperties", 0)
         name = properties.name
         return CudaDevice(

@@ -17,7 +17,7 @@ import numpy as np
 
 from mimiq_runtime.errors import DatasetError, InvalidInputError
 from mimiq_runtime.images import IMAGE_SUFFIXES
-from mimiq_runtime.preprocessing import preprocess_files
+from mimiq_runtime.preprocessing import normalise, read_pixels
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -26,7 +26,15 @@ if TYPE_CHECKING:
 
     from mimiq_runtime.manifest import Preprocessing
 
-__all__ = ["LABELS_FILE", "LabelledImages", "iterate_batches", "open_labelled_images"]
+__all__ = [
+    "LABELS_FILE",
+    "LabelledImages",
+    "Pictures",
+    "iterate_batches",
+    "iterate_pixels",
+    "open_labelled_images",
+    "open_pictures",
+]
 
 LABELS_FILE = "labels.csv"
 
@@ -88,6 +96,37 @@ def open_labelled_images(
     return images if limit is None else _spread(images, limit)
 
 
+@dataclass(frozen=True, eq=False)
+class Pictures:
+    """Pictures that need no labels.
+
+    Attributes:
+        paths: One file a picture.
+        labels: Class index of each picture (N,), or None where nothing tells them.
+    """
+
+    paths: tuple[Path, ...]
+    labels: NDArray[np.int64] | None
+
+
+def open_pictures(folder: Path, *, num_classes: int, limit: int | None = None) -> Pictures:
+    """Find the pictures of a folder, with their labels where it tells them.
+
+    As :func:`open_labelled_images`; but a folder that has neither ``labels.csv`` nor sub-folders,
+    and pictures, is taken as it is, in the order of their names, without labels.
+
+    Raises:
+        DatasetError: The folder cannot be used.
+        InvalidInputError: ``num_classes`` or ``limit`` is less than 1.
+    """
+    if folder.is_dir() and not (folder / LABELS_FILE).is_file() and not _class_names(folder):
+        paths = tuple(_pictures_under(folder))
+        if paths:
+            return Pictures(tuple(paths[index] for index in _evenly(len(paths), limit)), None)
+    images = open_labelled_images(folder, num_classes=num_classes, limit=limit)
+    return Pictures(images.paths, images.labels)
+
+
 def iterate_batches(
     images: LabelledImages, preprocessing: Preprocessing, *, batch_size: int
 ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int64]]]:
@@ -101,11 +140,27 @@ def iterate_batches(
         InvalidInputError: ``batch_size`` is less than 1.
         ImageError: While iterating: a picture cannot be read.
     """
+    batches = iterate_pixels(images, preprocessing, batch_size=batch_size)
+    return ((normalise(pixels, preprocessing), labels) for pixels, labels in batches)
+
+
+def iterate_pixels(
+    images: LabelledImages, preprocessing: Preprocessing, *, batch_size: int
+) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64]]]:
+    """Read, resize and crop pictures, a batch at a time, in their order.
+
+    Returns:
+        Iterator over uint8 pixels (n, C, H, W) and the labels (n,), as :func:`iterate_batches`.
+
+    Raises:
+        InvalidInputError: ``batch_size`` is less than 1.
+        ImageError: While iterating: a picture cannot be read.
+    """
     if batch_size < 1:
         raise InvalidInputError(f"The batch size must be at least 1; got {batch_size}.")
     return (
         (
-            preprocess_files(images.paths[start : start + batch_size], preprocessing),
+            read_pixels(images.paths[start : start + batch_size], preprocessing),
             images.labels[start : start + batch_size],
         )
         for start in range(0, len(images), batch_size)
@@ -113,11 +168,15 @@ def iterate_batches(
 
 
 def _spread(images: LabelledImages, limit: int) -> LabelledImages:
-    if limit >= len(images):
-        return images
-    chosen = np.arange(limit) * len(images) // limit
+    chosen = _evenly(len(images), limit)
     paths = tuple(images.paths[index] for index in chosen)
     return LabelledImages(paths, images.labels[chosen], images.class_names)
+
+
+def _evenly(count: int, limit: int | None) -> NDArray[np.int64]:
+    """Which of ``count`` pictures are taken, at most ``limit`` and evenly spaced."""
+    taken = count if limit is None else min(limit, count)
+    return np.arange(taken) * count // max(taken, 1)
 
 
 def _from_labels_file(folder: Path, num_classes: int) -> LabelledImages:
@@ -207,11 +266,7 @@ def _label(where: str, text: str, num_classes: int) -> int:
 
 
 def _from_class_folders(folder: Path, num_classes: int) -> LabelledImages:
-    names = sorted(
-        entry.name
-        for entry in folder.iterdir()
-        if entry.is_dir() and not entry.name.startswith(".")
-    )
+    names = _class_names(folder)
     if not names:
         raise DatasetError(
             f"{folder} has neither a {LABELS_FILE} nor a sub-folder for each class; make one of "
@@ -230,6 +285,14 @@ def _from_class_folders(folder: Path, num_classes: int) -> LabelledImages:
             "put the pictures of each class into its folder."
         )
     return LabelledImages(tuple(paths), np.asarray(labels, dtype=np.int64), class_names)
+
+
+def _class_names(folder: Path) -> list[str]:
+    return sorted(
+        entry.name
+        for entry in folder.iterdir()
+        if entry.is_dir() and not entry.name.startswith(".")
+    )
 
 
 def _class_indices(

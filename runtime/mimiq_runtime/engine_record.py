@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
-from mimiq_runtime.cuda_runtime import CudaDevice
+from mimiq_runtime.cuda_device import CudaDevice
 from mimiq_runtime.errors import EngineError
 from mimiq_runtime.manifest import FileRecord
 from mimiq_runtime.precision_report import PrecisionReport
 from mimiq_runtime.schema import Schema, describe_faults
+from mimiq_runtime.strict_json import read_json
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -124,9 +125,13 @@ def read_engine_record(plan: Path) -> EngineRecord | None:
     if not path.is_file():
         return None
     try:
-        return EngineRecord.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        faults = "; ".join(describe_faults(error)[:3])
+        return EngineRecord.model_validate(read_json(path))
+    except (OSError, ValueError) as error:
+        faults = (
+            "; ".join(describe_faults(error)[:3])
+            if isinstance(error, ValidationError)
+            else str(error)
+        )
         raise EngineError(
             f"{path} is damaged: {faults}; build the engine again with mimiq-deploy build."
         ) from error

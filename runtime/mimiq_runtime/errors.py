@@ -10,6 +10,8 @@
     │   ├── ImageError               a picture that cannot be read
     │   ├── DatasetError             a folder of labelled pictures that cannot be used
     │   ├── RunDirectoryError        a run directory that is missing, damaged or of another version
+    │   │   └── RunLockedError       a run that another process is writing
+    │   ├── BundleError              a bundle that is incomplete, changed or of another version
     │   ├── OnnxModelError           an ONNX file that cannot be used
     │   └── DivergedError            numbers that ran away while they were optimised
     ├── MissingDependencyError       a library that is not installed, and how to install it
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 __all__ = [
+    "BundleError",
     "CheckpointError",
     "DatasetError",
     "DeviceNeededError",
@@ -42,6 +45,7 @@ __all__ = [
     "OnnxModelError",
     "RecipeError",
     "RunDirectoryError",
+    "RunLockedError",
     "UnsupportedModelError",
 ]
 
@@ -98,6 +102,14 @@ class DatasetError(InvalidInputError):
 
 class RunDirectoryError(InvalidInputError):
     """A run directory that is missing, damaged, or written by another version."""
+
+
+class RunLockedError(RunDirectoryError):
+    """A run directory that another process is writing."""
+
+
+class BundleError(InvalidInputError):
+    """A bundle that is incomplete, changed, or written by another version."""
 
 
 class OnnxModelError(InvalidInputError):

@@ -44,7 +44,7 @@ class GpuLoad(Schema):
 
 
 class GpuMonitor:
-    """Asks ``nvidia-smi`` as long as a ``with`` block lasts.
+    """Asks ``nvidia-smi`` as long as a ``with`` block lasts; several blocks add up.
 
     Where there is no ``nvidia-smi``, the block runs all the same and there is no load.
     """
@@ -73,7 +73,8 @@ class GpuMonitor:
         if self._process is None:
             return
         self._process.terminate()
-        self._output, _ = self._process.communicate()
+        seen, _ = self._process.communicate()
+        self._output += seen
         self._process = None
 
     def load(self, batch_size: int) -> GpuLoad | None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from mimiq_runtime.errors import InvalidInputError
 
-__all__ = ["CONTAINER_MAX", "CONTAINER_MIN", "Grid"]
+__all__ = ["CONTAINER_MAX", "CONTAINER_MIN", "WIDEST", "Grid"]
 
 CONTAINER_MIN, CONTAINER_MAX = -128, 127
 """The ends of the signed 8-bit container."""

@@ -63,6 +63,9 @@ def load_image(path: Path, *, channels: int) -> Image.Image:
             range is not known.
     """
     mode = image_mode(channels)
+    # Opening a pipe would wait for ever for somebody to write into it.
+    if path.exists() and not path.is_file():
+        raise ImageError(f"{path} is not a file; give a picture.")
     try:
         # Pillow warns of large pictures and of odd metadata; the limit here is an error instead.
         with warnings.catch_warnings():

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from enum import StrEnum
+from pathlib import PurePosixPath
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from mimiq_runtime.errors import RunDirectoryError
 from mimiq_runtime.schema import Schema
 
 __all__ = [
@@ -21,6 +24,9 @@ __all__ = [
 
 SCHEMA_VERSION = 1
 """Raised whenever an older program could misread a newer run directory."""
+
+LARGEST_INPUT = 64_000_000
+"""Values of one input image; a picture of more pixels is not read either."""
 
 
 class Preprocessing(Schema):
@@ -53,6 +59,11 @@ class Preprocessing(Schema):
             )
         if min(self.input_size) < 1 or not all(value > 0 for value in self.std):
             raise ValueError("sizes and standard deviations must be positive")
+        if not all(math.isfinite(value) for value in (*self.mean, *self.std)):
+            raise ValueError("means and standard deviations must be finite")
+        # Before memory is taken for a batch of them.
+        if math.prod(self.input_size) > LARGEST_INPUT:
+            raise ValueError(f"an input has at most {LARGEST_INPUT} values")
         return self
 
 
@@ -70,7 +81,7 @@ class ModelRecord(Schema):
 
     name: str
     arguments: dict[str, Any]
-    num_classes: int = Field(ge=1)
+    num_classes: int = Field(ge=1, le=1_000_000)
     weights: str
     weights_sha256: str
     labels: list[str] | None = None
@@ -105,8 +116,8 @@ class FileRecord(Schema):
         bytes: Its size.
     """
 
-    sha256: str
-    bytes: int
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    bytes: int = Field(ge=0)
 
 
 class RunManifest(Schema):
@@ -122,6 +133,8 @@ class RunManifest(Schema):
         environment: Version of each library that took part, and of the platform.
         stages: State of each stage, by its name.
         files: Digest of each finished file, by its path relative to the run directory.
+        replacing: Digest of what is about to take the place of a finished file, by its path. After
+            an interruption one of the two is there, and either is whole.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -133,9 +146,28 @@ class RunManifest(Schema):
     environment: dict[str, str]
     stages: dict[str, StageRecord] = Field(default_factory=dict)
     files: dict[str, FileRecord] = Field(default_factory=dict)
+    replacing: dict[str, FileRecord] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _paths_stay_inside(self) -> Self:
+        for relative in (*self.files, *self.replacing):
+            path = PurePosixPath(relative)
+            if not path.parts or path.is_absolute() or ".." in path.parts or str(path) != relative:
+                raise ValueError(f"{relative[:80]!r} is not the path of a file inside the run")
+        return self
 
     @property
     def bits(self) -> str:
-        """The bit widths in the field's notation, such as ``w4a4``."""
-        quantization = self.recipe["quantization"]
-        return f"w{quantization['weight_bits']}a{quantization['activation_bits']}"
+        """The bit widths in the field's notation, such as ``w4a4``.
+
+        Raises:
+            RunDirectoryError: The recipe has none.
+        """
+        try:
+            quantization = self.recipe["quantization"]
+            return f"w{quantization['weight_bits']}a{quantization['activation_bits']}"
+        except (KeyError, TypeError) as error:
+            raise RunDirectoryError(
+                "run.json has a recipe without bit widths (quantization.weight_bits and "
+                "quantization.activation_bits); calibrate again."
+            ) from error

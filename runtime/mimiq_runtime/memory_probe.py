@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mimiq_runtime.errors import EngineError
+from mimiq_runtime.peak_memory import peak_rss_mib
 from mimiq_runtime.schema import Schema
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
 __all__ = ["PeakMemory", "measure_peak_memory"]
 
-_STATUS = Path("/proc/self/status")
 _TIMEOUT_S = 900
 
 
@@ -31,12 +31,14 @@ class PeakMemory(Schema):
     Attributes:
         session: Name of the session.
         batch_size: Images in the batch.
+        threads: CPU threads that the session was given; None in reports of earlier versions.
         peak_rss_mib: Largest resident memory in MiB, with Python, numpy and the engine's library;
             memory of a GPU is not in it.
     """
 
     session: str
     batch_size: int
+    threads: int | None = None
     peak_rss_mib: float
 
 
@@ -47,7 +49,7 @@ def measure_peak_memory(
     *,
     batch_sizes: Sequence[int],
     input_shape: tuple[int, int, int],
-    threads: int | None,
+    threads: int,
 ) -> list[PeakMemory]:
     """Open a model in a new process, and run one batch of each size, the smallest first.
 
@@ -77,41 +79,20 @@ def measure_peak_memory(
         raise EngineError(f"The memory of {session} could not be measured: {lines[-1]}")
     peaks = json.loads(done.stdout.splitlines()[-1])
     return [
-        PeakMemory(session=session, batch_size=size, peak_rss_mib=peak)
+        PeakMemory(session=session, batch_size=size, threads=threads, peak_rss_mib=peak)
         for size, peak in zip(sizes, peaks, strict=True)
     ]
 
 
-def peak_rss_mib() -> float:
-    """Largest resident memory of this process so far, in MiB."""
-    try:
-        lines = _STATUS.read_text(encoding="ascii").splitlines()
-    except OSError:
-        return _peak_by_getrusage()
-    # Not getrusage: on Linux that figure outlives exec, so a child of a large process starts large.
-    kib = next(line.split()[1] for line in lines if line.startswith("VmHWM:"))
-    return int(kib) / 1024
-
-
-def _peak_by_getrusage() -> float:
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)
-
-
 def _main() -> None:
-    import numpy as np
-
+    from mimiq_runtime.input_form import random_images
     from mimiq_runtime.session import open_session
 
     engine, model, threads, shape, sizes = json.loads(sys.argv[1])
     peaks = []
     with open_session(engine, Path(model), threads=threads) as session:
         for size in sizes:
-            # Not zeros: pages that were never written take no memory.
-            images = np.random.default_rng(0).standard_normal((size, *shape), dtype=np.float32)
-            session.run(images)
+            session.run(random_images(session.info.takes, size, tuple(shape), seed=0))
             peaks.append(round(peak_rss_mib(), 1))
     print(json.dumps(peaks))
 

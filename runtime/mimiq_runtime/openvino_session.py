@@ -14,11 +14,14 @@ from mimiq_runtime.classifier_checks import (
     check_onnx_file,
     first_line,
 )
+from mimiq_runtime.edge.openvino_model import DEVICE, SETTINGS
 from mimiq_runtime.errors import EngineError, MissingDependencyError, OnnxModelError
+from mimiq_runtime.input_form import InputForm, input_form
 from mimiq_runtime.machine import usable_cores
 from mimiq_runtime.session import SessionInfo
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
     from types import TracebackType
 
@@ -26,13 +29,15 @@ if TYPE_CHECKING:
 
 __all__ = ["OpenVinoSession"]
 
-_DEVICE = "CPU"
-
 # Layers of the CPU plugin that are one product each, and the operations they are made from.
 _PRODUCTS = ("FullyConnected", "MatMul", "Convolution")
 _OPERATIONS = ("MatMul", "Convolution")
 # The layer that several operations are compiled into, such as both products of an attention.
 _COMPILED = "Subgraph"
+
+_TYPES = {InputForm.NORMALISED: "f32", InputForm.PIXELS: "u8"}
+# Where the reader of ONNX files keeps their metadata.
+_METADATA = "framework"
 
 
 class OpenVinoSession:
@@ -43,8 +48,11 @@ class OpenVinoSession:
     beyond what the file says for the same reason.
 
     Args:
-        model: The ONNX file: one float32 input (N, C, H, W), one output (N, classes).
+        model: The ONNX file: one input, one output (N, classes). The input is float32
+            (N, C, H, W), or uint8 (N, H, W, C) where the file's metadata says so.
         threads: Threads of one call; all cores that this process may use if None.
+        tensors: Names of the outputs that the file has behind the logits; see
+            :meth:`run_and_read`.
 
     Raises:
         MissingDependencyError: OpenVINO is not installed.
@@ -52,38 +60,49 @@ class OpenVinoSession:
         EngineError: OpenVINO has no CPU plugin here, or did not take the settings.
     """
 
-    def __init__(self, model: Path, *, threads: int | None = None) -> None:
+    def __init__(
+        self, model: Path, *, threads: int | None = None, tensors: Sequence[str] = ()
+    ) -> None:
         openvino = _import_openvino()
         check_onnx_file(model)
         core = openvino.Core()
-        if _DEVICE not in core.available_devices:
+        if DEVICE not in core.available_devices:
             raise EngineError(
-                f"Expected OpenVINO with its {_DEVICE} plugin, got {core.available_devices}; "
+                f"Expected OpenVINO with its {DEVICE} plugin, got {core.available_devices}; "
                 "pip install --force-reinstall 'mimiq-deploy[openvino]'."
             )
         threads = threads if threads is not None else usable_cores()
         network = _read(core, model)
-        shape = _check_signature(model, network)
+        takes = input_form(_metadata(network))
+        shape = _check_signature(model, network, takes, tensors)
+        self._tensors = list(tensors)
         operations = _product_names(network)
         self._compiled: Any = _compile(core, network, model, threads)
         self.info = SessionInfo(
             engine="openvino",
-            device=core.get_property(_DEVICE, "FULL_DEVICE_NAME").strip(),
-            provider=core.get_versions(_DEVICE)[_DEVICE].description,
+            device=core.get_property(DEVICE, "FULL_DEVICE_NAME").strip(),
+            provider=core.get_versions(DEVICE)[DEVICE].description,
             libraries={"openvino": openvino.__version__},
             threads=self._compiled.get_property("INFERENCE_NUM_THREADS"),
             model=str(model),
             model_sha256=sha256_of(model),
             input_shape=shape,
+            takes=takes,
             precision=_type_name(self._compiled.get_property("INFERENCE_PRECISION_HINT")),
             products=_count_products(self._compiled, operations),
         )
 
-    def run(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Logits (N, classes) of normalised images (N, C, H, W); see :class:`Session`."""
+    def run(self, images: NDArray[Any]) -> NDArray[np.float32]:
+        """Logits (N, classes) of images in the form that the model takes; see :class:`Session`."""
+        return self.run_and_read(images)[0]
+
+    def run_and_read(
+        self, images: NDArray[Any]
+    ) -> tuple[NDArray[np.float32], dict[str, NDArray[Any]]]:
+        """Logits, and the tensors that were asked for; see :class:`ReadsTensors`."""
         if self._compiled is None:
             raise EngineError("This session is closed; open another one.")
-        check_images(images, self.info.input_shape)
+        check_images(images, self.info.input_shape, self.info.takes)
         try:
             outputs = self._compiled([np.ascontiguousarray(images)])
         # Its exceptions have no base of their own.
@@ -91,8 +110,13 @@ class OpenVinoSession:
             raise EngineError(
                 f"OpenVINO failed to run {self.info.model}: {_reason(error)}."
             ) from error
-        # A copy: the next call writes into the same memory.
-        return check_logits(np.array(outputs[0]), len(images), self.info.model)
+        # Copies: the next call writes into the same memory.
+        logits = check_logits(np.array(outputs[0]), len(images), self.info.model)
+        places = range(1, len(self._tensors) + 1)
+        return logits, {
+            name: np.array(outputs[place])
+            for name, place in zip(self._tensors, places, strict=True)
+        }
 
     def __enter__(self) -> Self:
         return self
@@ -130,31 +154,36 @@ def _read(core: Any, model: Path) -> Any:
 
 
 def _compile(core: Any, network: Any, model: Path, threads: int) -> Any:
-    settings = {
-        "INFERENCE_PRECISION_HINT": "f32",
-        "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
-        "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_NUM_THREADS": threads,
-        "NUM_STREAMS": 1,
-    }
+    settings = {**SETTINGS, "INFERENCE_NUM_THREADS": threads}
     try:
-        compiled = core.compile_model(network, _DEVICE, settings)
+        compiled = core.compile_model(network, DEVICE, settings)
     except RuntimeError as error:
         raise EngineError(f"OpenVINO could not compile {model}: {_reason(error)}.") from error
     devices = list(compiled.get_property("EXECUTION_DEVICES"))
-    if devices != [_DEVICE]:
+    if devices != [DEVICE]:
         raise EngineError(
-            f"Expected OpenVINO to run {model} on {_DEVICE}, and it chose {', '.join(devices)}."
+            f"Expected OpenVINO to run {model} on {DEVICE}, and it chose {', '.join(devices)}."
         )
     return compiled
 
 
-def _check_signature(model: Path, network: Any) -> tuple[int | None, ...]:
+def _metadata(network: Any) -> dict[str, str]:
+    """The metadata of the ONNX file that a network was read from."""
+    if not network.has_rt_info([_METADATA]):
+        return {}
+    properties = network.get_rt_info([_METADATA]).value
+    return {key: str(value) for key, value in properties.items()}
+
+
+def _check_signature(
+    model: Path, network: Any, takes: InputForm, tensors: Sequence[str]
+) -> tuple[int | None, ...]:
     """Shape of the only input, None where any size goes."""
     inputs, outputs = network.inputs, network.outputs
     fits = (
-        len(inputs) == len(outputs) == 1
-        and _type_name(inputs[0].element_type) == "f32"
+        len(inputs) == 1
+        and len(outputs) == 1 + len(tensors)
+        and _type_name(inputs[0].element_type) == _TYPES[takes]
         and inputs[0].partial_shape.rank.is_static
         and len(inputs[0].partial_shape) == 4
     )
@@ -164,8 +193,8 @@ def _check_signature(model: Path, network: Any) -> tuple[int | None, ...]:
             for value in inputs
         )
         raise OnnxModelError(
-            f"Expected one input f32 of shape (N, C, H, W) and one output, got inputs ({got}) and "
-            f"{len(outputs)} output(s) in {model}; export an image classifier."
+            f"Expected one input {_TYPES[takes]} of shape {takes.axes} and one output, got inputs "
+            f"({got}) and {len(outputs)} output(s) in {model}; export an image classifier."
         )
     return tuple(size.get_length() if size.is_static else None for size in inputs[0].partial_shape)
 

@@ -13,25 +13,24 @@ from importlib import util
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mimiq_runtime.edge.ort_providers import CUDA, TENSORRT, providers_of
 from mimiq_runtime.errors import EngineError, MissingDependencyError
 from mimiq_runtime.extras import installed_version
 from mimiq_runtime.ort_session import OrtSession, import_onnxruntime
 
 if TYPE_CHECKING:
-    from mimiq_runtime.session import Session
+    from collections.abc import Sequence
+
+    from mimiq_runtime.session import ReadsTensors, Session
 
 __all__ = ["linked_tensorrt", "open_cuda", "open_tensorrt", "tensorrt_mismatch"]
 
-_CUDA, _TENSORRT, _CPU = (f"{name}ExecutionProvider" for name in ("CUDA", "Tensorrt", "CPU"))
 _LIBRARY = "libonnxruntime_providers_tensorrt.so"
 _NVINFER = re.compile(rb"libnvinfer\.so\.([0-9]+)")
 
-# TF32 keeps 10 bits of a float's 23: a model in "single precision" would not be one.
-_CUDA_OPTIONS = {"device_id": 0, "use_tf32": 0}
 
-
-def open_cuda(model: Path, threads: int | None) -> Session:
-    """Open an ONNX file on the CUDA provider.
+def open_cuda(model: Path, threads: int | None, tensors: Sequence[str] = ()) -> ReadsTensors:
+    """Open an ONNX file on the CUDA provider, with names of outputs behind the logits.
 
     Shapes and other small integers may be computed on the CPU, as ONNX Runtime itself decides; a
     product may not.
@@ -41,12 +40,13 @@ def open_cuda(model: Path, threads: int | None) -> Session:
         OnnxModelError: The file is missing, broken, or no image classifier.
         EngineError: The provider, its libraries or the driver are missing or do not fit.
     """
-    _check_wheel(_CUDA)
+    _check_wheel(CUDA)
     return OrtSession(
         model,
         engine="ort-cuda",
-        providers=[(_CUDA, _CUDA_OPTIONS), _CPU],
+        providers=providers_of("ort-cuda", model),
         threads=threads,
+        tensors=tensors,
         precision="as in the file, TF32 off",
         remedy=(
             "install NVIDIA's driver, and CUDA and cuDNN with "
@@ -67,23 +67,15 @@ def open_tensorrt(model: Path, threads: int | None) -> Session:
         OnnxModelError: The file is missing, broken, or no image classifier.
         EngineError: The provider, TensorRT or the driver are missing or do not fit.
     """
-    _check_wheel(_TENSORRT)
+    _check_wheel(TENSORRT)
     mismatch = tensorrt_mismatch()
     if mismatch is not None:
         raise EngineError(mismatch)
     _load_tensorrt()
-    cache = str(model.parent / "ort-trt-cache")
-    options = {
-        "device_id": 0,
-        "trt_engine_cache_enable": True,
-        "trt_engine_cache_path": cache,
-        "trt_timing_cache_enable": True,
-        "trt_timing_cache_path": cache,
-    }
     return OrtSession(
         model,
         engine="ort-trt",
-        providers=[(_TENSORRT, options), (_CUDA, _CUDA_OPTIONS), _CPU],
+        providers=providers_of("ort-trt", model),
         threads=threads,
         optimize=False,
         remedy="install NVIDIA's driver, and see mimiq-deploy doctor",

@@ -19,6 +19,7 @@ from mimiq_runtime.errors import (
     MissingDependencyError,
     OnnxModelError,
 )
+from mimiq_runtime.input_form import InputForm, input_form
 from mimiq_runtime.machine import usable_cores
 from mimiq_runtime.session import SessionInfo
 
@@ -42,17 +43,22 @@ _CPU = "CPUExecutionProvider"
 # Operators that hold nearly all of the work, and the parts of their names after fusion.
 _PRODUCTS = ("MatMul", "Gemm", "Conv", "Attention")
 
+_TYPES = {InputForm.NORMALISED: "tensor(float)", InputForm.PIXELS: "tensor(uint8)"}
+
 
 class OrtSession:
     """An image classifier in ONNX Runtime.
 
     Args:
-        model: The ONNX file: one float32 input (N, C, H, W), one output (N, classes).
+        model: The ONNX file: one input, one output (N, classes). The input is float32
+            (N, C, H, W), or uint8 (N, H, W, C) where the file's metadata says so.
         engine: Name of the engine, for :attr:`info`.
         providers: Execution providers in ONNX Runtime's form, a name or a name with options. The
             first one is what was asked for; those after it may take what it cannot run, but no
             matrix product and no convolution.
         threads: Threads inside one operator; all cores that this process may use if None.
+        tensors: Names of the outputs that the file has behind the logits; see
+            :meth:`run_and_read`.
         optimize: Whether ONNX Runtime may rewrite the graph before the provider sees it.
         precision: What the provider computes floating point in, for :attr:`info`.
         remedy: What to do when the provider does not take the model.
@@ -70,6 +76,7 @@ class OrtSession:
         engine: str,
         providers: Sequence[str | tuple[str, dict[str, Any]]],
         threads: int | None = None,
+        tensors: Sequence[str] = (),
         optimize: bool = True,
         precision: str | None = None,
         remedy: str = "check the provider's driver and libraries",
@@ -91,7 +98,9 @@ class OrtSession:
                 f"Expected {wanted} to take {model}, and ONNX Runtime fell back to {taken}; "
                 f"{remedy}."
             )
-        self._input_name, shape = _check_signature(model, self._session)
+        takes = input_form(self._session.get_modelmeta().custom_metadata_map)
+        self._input_name, shape = _check_signature(model, self._session, takes, tensors)
+        self._tensors = list(tensors)
         self.info = SessionInfo(
             engine=engine,
             device=_device(wanted),
@@ -101,15 +110,22 @@ class OrtSession:
             model=str(model),
             model_sha256=sha256_of(model),
             input_shape=shape,
+            takes=takes,
             precision=precision,
             products=None if wanted == _CPU else _check_products(model, self._session, wanted),
         )
 
-    def run(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Logits (N, classes) of normalised images (N, C, H, W); see :class:`Session`."""
+    def run(self, images: NDArray[Any]) -> NDArray[np.float32]:
+        """Logits (N, classes) of images in the form that the model takes; see :class:`Session`."""
+        return self.run_and_read(images)[0]
+
+    def run_and_read(
+        self, images: NDArray[Any]
+    ) -> tuple[NDArray[np.float32], dict[str, NDArray[Any]]]:
+        """Logits, and the tensors that were asked for; see :class:`ReadsTensors`."""
         if self._session is None:
             raise EngineError("This session is closed; open another one.")
-        check_images(images, self.info.input_shape)
+        check_images(images, self.info.input_shape, self.info.takes)
         try:
             outputs = self._session.run(None, {self._input_name: images})
         # Its exceptions have no base of their own.
@@ -117,7 +133,8 @@ class OrtSession:
             raise EngineError(
                 f"ONNX Runtime failed to run {self.info.model}: {first_line(error)}."
             ) from error
-        return check_logits(np.asarray(outputs[0]), len(images), self.info.model)
+        logits = check_logits(np.asarray(outputs[0]), len(images), self.info.model)
+        return logits, dict(zip(self._tensors, outputs[1:], strict=True))
 
     def __enter__(self) -> Self:
         return self
@@ -188,7 +205,7 @@ def _create(
             ) from error
         raise OnnxModelError(
             f"{model} is not a model that ONNX Runtime {ort.__version__} can run: "
-            f"{first_line(error)}; export it again."
+            f"{first_line(error)}; export it again, or update onnxruntime."
         ) from error
     # Without this, a failing run is repeated on the CPU and nobody is told.
     session.disable_fallback()
@@ -219,18 +236,22 @@ def _check_products(model: Path, session: Any, wanted: str) -> dict[str, int] | 
     return counts
 
 
-def _check_signature(model: Path, session: Any) -> tuple[str, tuple[int | None, ...]]:
+def _check_signature(
+    model: Path, session: Any, takes: InputForm, tensors: Sequence[str]
+) -> tuple[str, tuple[int | None, ...]]:
     """Name and shape of the only input, None where any size goes."""
     inputs, outputs = session.get_inputs(), session.get_outputs()
+    expected = _TYPES[takes]
     fits = (
-        len(inputs) == len(outputs) == 1
-        and inputs[0].type == "tensor(float)"
+        len(inputs) == 1
+        and [value.name for value in outputs[1:]] == list(tensors)
+        and inputs[0].type == expected
         and len(inputs[0].shape) == 4
     )
     if not fits:
         got = ", ".join(f"{value.name}: {value.type} {value.shape}" for value in inputs)
         raise OnnxModelError(
-            f"Expected one input tensor(float) of shape (N, C, H, W) and one output, got "
+            f"Expected one input {expected} of shape {takes.axes} and one output, got "
             f"inputs ({got}) and {len(outputs)} output(s) in {model}; export an image classifier."
         )
     shape = tuple(size if isinstance(size, int) else None for size in inputs[0].shape)

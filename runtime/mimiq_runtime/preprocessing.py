@@ -7,13 +7,14 @@ rules of rounding are torchvision's. tests/runtime/test_preprocessing.py compare
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
 from mimiq_runtime.errors import ImageError, InvalidInputError
 from mimiq_runtime.images import MAX_PIXELS, image_mode, load_image
+from mimiq_runtime.input_form import InputForm
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,7 +24,14 @@ if TYPE_CHECKING:
 
     from mimiq_runtime.manifest import Preprocessing
 
-__all__ = ["denormalise", "normalise", "preprocess_files", "preprocess_image"]
+__all__ = [
+    "denormalise",
+    "model_input",
+    "normalise",
+    "preprocess_files",
+    "preprocess_image",
+    "read_pixels",
+]
 
 _FILTERS = {
     "nearest": Image.Resampling.NEAREST,
@@ -62,6 +70,18 @@ def preprocess_files(paths: Sequence[Path], preprocessing: Preprocessing) -> NDA
     Raises:
         ImageError: A file is missing or no usable picture.
     """
+    return normalise(read_pixels(paths, preprocessing), preprocessing)
+
+
+def read_pixels(paths: Sequence[Path], preprocessing: Preprocessing) -> NDArray[np.uint8]:
+    """Read pictures from files, resize and crop them; all of the preprocessing but the last step.
+
+    Returns:
+        Array (N, C, H, W), in the order of ``paths``.
+
+    Raises:
+        ImageError: A file is missing or no usable picture.
+    """
     pixels = np.empty((len(paths), *preprocessing.input_size), dtype=np.uint8)
     for index, path in enumerate(paths):
         image = load_image(path, channels=preprocessing.input_size[0])
@@ -69,7 +89,30 @@ def preprocess_files(paths: Sequence[Path], preprocessing: Preprocessing) -> NDA
             pixels[index] = _resize_and_crop(image, preprocessing)
         except ImageError as error:
             raise ImageError(f"{path}: {error}") from error
-    return normalise(pixels, preprocessing)
+    return pixels
+
+
+def model_input(
+    pixels: NDArray[np.uint8], preprocessing: Preprocessing, form: InputForm
+) -> NDArray[Any]:
+    """Pixels in the form that a model takes.
+
+    Args:
+        pixels: Array (N, C, H, W) at the model's size.
+        preprocessing: The model's data configuration.
+        form: What the session's ``info.takes`` says.
+
+    Returns:
+        For ``normalised`` float32 (N, C, H, W), see :func:`normalise`; for ``pixels`` the same
+        pixels as uint8 (N, H, W, C).
+
+    Raises:
+        InvalidInputError: The pixels have another type, or another number of channels.
+    """
+    if form is InputForm.NORMALISED:
+        return normalise(pixels, preprocessing)
+    _check_pixels(pixels, preprocessing)
+    return np.ascontiguousarray(pixels.transpose(0, 2, 3, 1))
 
 
 def normalise(pixels: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[np.float32]:
@@ -85,8 +128,7 @@ def normalise(pixels: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArra
     Raises:
         InvalidInputError: The pixels have another type, or another number of channels.
     """
-    if pixels.dtype != np.uint8:
-        raise InvalidInputError(f"Pixels are uint8, 0 to 255; got {pixels.dtype}.")
+    _check_pixels(pixels, preprocessing)
     mean, std = _statistics(pixels.shape, preprocessing)
     values = pixels.astype(np.float32)
     values /= np.float32(255)
@@ -116,12 +158,23 @@ def denormalise(images: NDArray[np.float32], preprocessing: Preprocessing) -> ND
     return np.ascontiguousarray(pixels.transpose(0, 2, 3, 1))
 
 
-def _statistics(
-    shape: tuple[int, ...], preprocessing: Preprocessing
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def _check_pixels(pixels: NDArray[np.uint8], preprocessing: Preprocessing) -> None:
+    if pixels.dtype != np.uint8:
+        raise InvalidInputError(f"Pixels are uint8, 0 to 255; got {pixels.dtype}.")
+    _check_channels(pixels.shape, preprocessing)
+
+
+def _check_channels(shape: tuple[int, ...], preprocessing: Preprocessing) -> None:
     channels = preprocessing.input_size[0]
     if len(shape) != 4 or shape[1] != channels:
         raise InvalidInputError(f"Images have the shape (N, {channels}, H, W); got {shape}.")
+
+
+def _statistics(
+    shape: tuple[int, ...], preprocessing: Preprocessing
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    _check_channels(shape, preprocessing)
+    channels = preprocessing.input_size[0]
     if not len(preprocessing.mean) == len(preprocessing.std) == channels:
         raise InvalidInputError(
             f"Preprocessing needs one mean and one std for each of {channels} channels; got "

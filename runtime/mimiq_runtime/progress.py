@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING
 
+from mimiq_runtime.peak_memory import describe_peak, peak_cuda_mib, peak_rss_mib
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -18,7 +20,8 @@ def progress_bar(
     """Show a progress bar with an estimate of the time left.
 
     It goes to standard error, so that ``--json`` on standard output stays clean, and shows
-    nothing where standard error is not a terminal.
+    nothing where standard error is not a terminal. When the block ends well, the memory that the
+    process has taken at most is the last note.
 
     Args:
         description: What is being done.
@@ -56,3 +59,4 @@ def progress_bar(
             progress.update(task, advance=steps, note=note)
 
         yield advance
+        progress.update(task, note=f"at most {describe_peak(peak_rss_mib(), peak_cuda_mib())}")

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Annotated, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from mimiq_runtime.grid import Grid
+from mimiq_runtime.grid import WIDEST, Grid
 from mimiq_runtime.schema import Schema
 
 __all__ = ["Product", "ProductKind", "QuantizationTable", "QuantizedTensor", "TensorKind"]
+
+
+Scale = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+"""The step of a grid."""
 
 
 class TensorKind(StrEnum):
@@ -38,12 +43,18 @@ class QuantizedTensor(Schema):
     name: str
     kind: TensorKind
     bits: int = Field(ge=2, le=8)
-    qmin: int
-    qmax: int
+    qmin: int = Field(ge=-255, le=0)
+    qmax: int = Field(ge=1, le=255)
     axis: int | None
-    scale: float | list[float]
+    scale: Scale | list[Scale]
     zero_point: int = 0
     container: str = "int8"
+
+    @model_validator(mode="after")
+    def _codes_fit_the_container(self) -> Self:
+        if self.qmax - self.qmin > WIDEST:
+            raise ValueError(f"a grid spans at most {WIDEST + 1} codes")
+        return self
 
     @property
     def grid(self) -> Grid:

@@ -8,12 +8,12 @@ built without detailed profiling list layers as bare names.
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from typing import Any
 
 from mimiq_runtime.errors import EngineError
+from mimiq_runtime.strict_json import parse_json
 
 __all__ = ["EngineLayer", "EngineTensor", "parse_engine_information"]
 
@@ -87,7 +87,9 @@ def parse_engine_information(text: str) -> list[EngineLayer]:
         EngineError: It is no such JSON, or has the names of layers only.
     """
     try:
-        layers = json.loads(text)["Layers"]
+        layers = parse_json(text)["Layers"]
+        if not isinstance(layers, list):
+            raise TypeError("Layers is no list")
     except (ValueError, KeyError, TypeError) as error:
         raise EngineError(
             "Expected the engine inspector's JSON with a list of Layers, got "
@@ -98,7 +100,13 @@ def parse_engine_information(text: str) -> list[EngineLayer]:
             "The engine lists the names of its layers only, so that nothing can be said about "
             "precision; build it with detailed profiling, as mimiq-deploy build does."
         )
-    return [_layer(layer) for layer in layers]
+    try:
+        return [_layer(layer) for layer in layers]
+    except (AttributeError, TypeError) as error:
+        raise EngineError(
+            "Expected the engine inspector's JSON with the tensors of each layer, got another "
+            f"form ({error}); build the engine again with mimiq-deploy build."
+        ) from error
 
 
 def _layer(fields: dict[str, Any]) -> EngineLayer:

@@ -9,7 +9,7 @@ import numpy as np
 from mimiq_runtime.atomic import sha256_of
 from mimiq_runtime.classifier_checks import check_images, check_logits
 from mimiq_runtime.cuda_runtime import CudaGraph, CudaRuntime
-from mimiq_runtime.engine_record import EngineRecord, read_engine_record
+from mimiq_runtime.engine_record import RECORD, EngineRecord, read_engine_record
 from mimiq_runtime.errors import EngineError, InvalidInputError
 from mimiq_runtime.session import DeviceTimes, SessionInfo
 from mimiq_runtime.trt_build import deserialize
@@ -47,7 +47,7 @@ class TrtSession:
             )
         trt = import_tensorrt()
         record = read_engine_record(plan)
-        _check_weights(plan, record)
+        _check_record(plan, record)
         self._cuda = CudaRuntime()
         self._engine: Any = deserialize(
             trt,
@@ -187,7 +187,12 @@ class TrtSession:
         return self._graph
 
 
-def _check_weights(plan: Path, record: EngineRecord | None) -> None:
+def _check_record(plan: Path, record: EngineRecord | None) -> None:
+    if record is not None and sha256_of(plan) != record.plan.sha256:
+        raise EngineError(
+            f"{plan} is not the engine that {plan.with_name(RECORD)} describes; build it again "
+            "with mimiq-deploy build."
+        )
     if record is not None and record.weights == "stripped":
         raise EngineError(
             f"{plan} was built without its weights; put them in with "
@@ -216,7 +221,7 @@ def _numpy_type(trt: Any, engine: Any, name: str, plan: Path) -> type[np.floatin
         return np.float16
     raise EngineError(
         f"Expected the tensor {name} of {plan} in single or half precision, got {kind}; export "
-        "the model again."
+        "the model again, without --with-preprocessing."
     )
 
 
