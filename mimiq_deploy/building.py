@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from mimiq_deploy.engine_models import BASELINES, engine_folder
-from mimiq_deploy.exporting import onnx_path
+from mimiq_deploy.engine_models import engine_folder
+from mimiq_deploy.exporting import BASELINES, onnx_path
 from mimiq_runtime.atomic import sha256_of, write_bytes, write_json
 from mimiq_runtime.classifier_checks import check_onnx_file
-from mimiq_runtime.cuda_runtime import CudaDevice, CudaRuntime
+from mimiq_runtime.cuda_runtime import CudaRuntime
 from mimiq_runtime.engine_record import (
     PLAN,
     RECORD,
@@ -25,6 +26,7 @@ from mimiq_runtime.errors import (
     InvalidInputError,
     MissingDependencyError,
 )
+from mimiq_runtime.event_log import note_finished, note_started
 from mimiq_runtime.machine import library_versions
 from mimiq_runtime.manifest import FileRecord
 from mimiq_runtime.run_directory import RunDirectory
@@ -39,6 +41,8 @@ from mimiq_runtime.trt_library import import_tensorrt
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
+
+    from mimiq_runtime.cuda_device import CudaDevice
 
 __all__ = ["REJECTED", "build_command", "build_model"]
 
@@ -80,6 +84,30 @@ def build_model(
     """
     check_options(options)
     run = RunDirectory.open(model) if model.is_dir() else None
+    with contextlib.nullcontext() if run is None else run.writing("build"):
+        return _build_alone(
+            model,
+            run,
+            options,
+            target=target,
+            output=output,
+            timing_cache=timing_cache,
+            allow_floating_point=allow_floating_point,
+            refit=refit,
+        )
+
+
+def _build_alone(
+    model: Path,
+    run: RunDirectory | None,
+    options: BuildOptions,
+    *,
+    target: str,
+    output: Path | None,
+    timing_cache: Path | None,
+    allow_floating_point: bool,
+    refit: bool,
+) -> tuple[EngineRecord, Path]:
     if run is not None and output is not None:
         raise InvalidInputError(
             "The engine of a run is written into the run; leave --output out, or give the ONNX "
@@ -88,8 +116,13 @@ def build_model(
     onnx = model if run is None else _exported(run, target)
     check_onnx_file(onnx)
     device = _device(onnx, build_command(model, options, _extra(target, output, refit=refit)))
+    stage = f"build/{device.slug}/{target}"
     if run is not None:
+        # The engine that is there stays one until the new one is proved: only the events tell.
+        note_started(run.root, stage)
         folder = run.path(engine_folder(device, target))
+        # TensorRT writes it in place: until it is recorded again, it is of no account.
+        run.forget_files(_timing_cache(device, target))
     else:
         folder = output or onnx.parent / "engines" / device.slug / onnx.stem
     begun = time.monotonic()
@@ -99,17 +132,43 @@ def build_model(
         cache = timing_cache or folder.parent / _TIMING_CACHE
         record, plan = _build(onnx, options, cache, device)
     proved = record.precision.proved or allow_floating_point or target in BASELINES
+    if run is not None:
+        written = _record_engine(run, device, target, record, plan if proved else None)
+        if proved:
+            run.finish_stage(stage, seconds=time.monotonic() - begun)
+        else:
+            note_finished(run.root, stage)
+        return record, written
     if not proved:
         write_json(folder / REJECTED, record.model_dump(mode="json"))
         return record, folder / REJECTED
     write_bytes(folder / PLAN, plan)
     write_json(folder / RECORD, record.model_dump(mode="json"))
     (folder / REJECTED).unlink(missing_ok=True)
-    if run is not None:
-        inside = engine_folder(device, target)
-        run.record_files(f"{inside}/{PLAN}", f"{inside}/{RECORD}")
-        run.finish_stage(f"build/{device.slug}/{target}", seconds=time.monotonic() - begun)
     return record, folder / PLAN
+
+
+def _record_engine(
+    run: RunDirectory, device: CudaDevice, target: str, record: EngineRecord, plan: bytes | None
+) -> Path:
+    """Write an engine into a run, or why there is none; each file with its digest in ``run.json``.
+
+    Returns:
+        The path of the plan, or of the record of what was rejected.
+    """
+    inside = engine_folder(device, target)
+    cache = _timing_cache(device, target)
+    if run.path(cache).is_file():
+        run.record_files(cache)
+    rejected = f"{inside}/{REJECTED}"
+    if plan is None:
+        run.write_json(rejected, record.model_dump(mode="json"))
+        return run.path(rejected)
+    run.write_bytes(f"{inside}/{PLAN}", plan)
+    run.write_json(f"{inside}/{RECORD}", record.model_dump(mode="json"))
+    run.forget_files(rejected)
+    run.path(rejected).unlink(missing_ok=True)
+    return run.path(f"{inside}/{PLAN}")
 
 
 def build_command(model: Path, options: BuildOptions, extra: Sequence[str] = ()) -> str:
@@ -125,6 +184,10 @@ def build_command(model: Path, options: BuildOptions, extra: Sequence[str] = ())
             option = f"--{name.replace('_', '-')}"
             words += [option] if value is True else [option, str(value)]
     return shlex.join(words)
+
+
+def _timing_cache(device: CudaDevice, target: str) -> str:
+    return f"{engine_folder(device, target).rpartition('/')[0]}/{_TIMING_CACHE}"
 
 
 def _extra(target: str, output: Path | None, *, refit: bool) -> list[str]:

@@ -7,21 +7,31 @@ others read it.
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from mimiq_deploy.image_making import SYNTHESIS, as_written, copy_images, make_images
+from mimiq_deploy.estimation import ESTIMATE, estimate
+from mimiq_deploy.image_making import (
+    SYNTHESIS,
+    as_written,
+    copy_images,
+    make_images,
+    mix_in_dead_leaves,
+)
 from mimiq_runtime.errors import CheckpointError, InvalidInputError, RunDirectoryError
+from mimiq_runtime.event_log import note_progress, record_events
 from mimiq_runtime.machine import library_versions
 from mimiq_runtime.manifest import ModelRecord, RunManifest
 from mimiq_runtime.progress import progress_bar
 from mimiq_runtime.run_directory import RunDirectory
+from mimiq_runtime.run_lock import hold_directory
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     import torch
@@ -33,7 +43,9 @@ if TYPE_CHECKING:
 __all__ = ["CalibrationRequest", "calibrate"]
 
 OBSERVATION, DISTILLATION = "observation", "distillation"
+RECONSTRUCTION = "reconstruction"
 CHECKPOINT = "checkpoints/distillation.safetensors"
+RECONSTRUCTION_CHECKPOINT = "checkpoints/reconstruction.safetensors"
 LIBRARIES = ("mimiq-deploy", "torch", "torchvision", "timm", "numpy", "safetensors", "pillow")
 
 
@@ -42,14 +54,14 @@ class CalibrationRequest:
     """What to calibrate, and how.
 
     Attributes:
-        model: timm's name of the model.
+        model: timm's name of the model, or ``hf-hub:OWNER/MODEL``.
         recipe: All choices of the method.
         checkpoint: File with the weights; None for timm's own pretrained weights.
         num_classes: Length of the logits; None for timm's default, or what the checkpoint's
             classifier says.
         model_arguments: Constructor arguments beyond timm's defaults.
         preprocessing: Fields of the preprocessing that differ from timm's configuration.
-        labels: Name of each class, or None.
+        labels: Name of each class; None for those that timm or the hub knows, if any.
         seed: Seed of every random choice.
         device: torch's name of the device; ``cuda`` under torchrun is a GPU for each process.
     """
@@ -92,24 +104,59 @@ def calibrate(
             :mod:`mimiq_runtime.errors`.
         LostProcessError: Another process of the job has ended.
     """
-    from mimiq_calib.conversion.convert import expose_attention
+    from mimiq_calib.conversion.convert import check_layer_bits, expose_attention
+    from mimiq_calib.finite_answers import check_answers
     from mimiq_calib.processes import join_processes
+    from mimiq_calib.run_models import load_student
 
-    with join_processes(request.device) as (processes, device):
+    recipe = request.recipe
+    with contextlib.ExitStack() as stack:
+        processes, device = stack.enter_context(join_processes(request.device))
         model, manifest = _load_model(request, processes)
-        _check_source(request.recipe, manifest)
+        _check_source(recipe, manifest)
         teacher = expose_attention(model).to(device)
+        check_layer_bits(teacher, recipe.quantization)
         if processes.first:
+            if not resume:
+                RunDirectory.check_new(output)
+            before = stack.enter_context(hold_directory(output, "calibrate"))
             _prepare_run(output, manifest, model, images_from, resume=resume)
+            stack.enter_context(record_events(output, "calibrate", before))
+        stack.enter_context(_lack_of_memory_in_a_sentence())
         processes.wait()
         run = RunDirectory.open(output)
-        if not run.stage_is_done(DISTILLATION):
-            images = make_images(run, teacher, request.recipe.synthesis, device, processes)
-            student = _observe(run, teacher, request.recipe, images, device, processes)
-            _distill(run, student, teacher, request.recipe, images, processes)
+        trained = run.stage_is_done(DISTILLATION)
+        estimated = run.stage_is_done(ESTIMATE) or not recipe.synthesis.held_out
+        if not (trained and estimated):
+            check_answers(teacher, run.manifest.preprocessing)
+            images = make_images(run, teacher, recipe.synthesis, device, processes)
+            images, held_out = images.tensor_split([recipe.synthesis.num_images])
+            if not trained:
+                images = mix_in_dead_leaves(run, recipe.synthesis, images, processes)
+                student = _observe(run, teacher, recipe, images, device, processes)
+                _reconstruct(run, student, teacher, recipe, images, processes)
+                _distill(run, student, teacher, recipe, images, processes)
+            if processes.first:
+                estimate(run, load_student(run).to(device), teacher, recipe, held_out)
         if processes.first:
-            run.path(CHECKPOINT).unlink(missing_ok=True)
+            for checkpoint in (CHECKPOINT, RECONSTRUCTION_CHECKPOINT):
+                run.path(checkpoint).unlink(missing_ok=True)
         return as_written(run, processes)
+
+
+@contextlib.contextmanager
+def _lack_of_memory_in_a_sentence() -> Iterator[None]:
+    """For what does not go on with fewer images at a time by itself."""
+    import torch
+
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise InvalidInputError(
+            f"The memory of the GPU is not enough ({str(error).strip().splitlines()[0]}); what was "
+            "finished is kept. Free some of it and run the same command again with --resume, or "
+            "calibrate into another directory with a smaller batch_size."
+        ) from error
 
 
 def _prepare_run(
@@ -130,7 +177,9 @@ def _prepare_run(
 def _load_model(request: CalibrationRequest, processes: Processes) -> tuple[nn.Module, RunManifest]:
     from mimiq_calib import model_loading
     from mimiq_calib.checkpoint_names import todays_names
+    from mimiq_calib.hub_names import look_up
 
+    named = look_up(request.model)
     weights = None
     num_classes = request.num_classes
     if request.checkpoint is not None:
@@ -141,6 +190,7 @@ def _load_model(request: CalibrationRequest, processes: Processes) -> tuple[nn.M
         num_classes=num_classes,
         arguments=request.model_arguments,
         pretrained=weights is None,
+        values=None if weights is None else sum(value.numel() for value in weights.values()),
     )
     origin = f"{request.model} (timm's pretrained weights)"
     if weights is not None and request.checkpoint is not None:
@@ -153,13 +203,16 @@ def _load_model(request: CalibrationRequest, processes: Processes) -> tuple[nn.M
         raise InvalidInputError(
             f"The model has {classes} classes, and {len(request.labels)} labels were given."
         )
+    labels = request.labels if request.labels is not None else named.labels
+    if labels is None or len(labels) != classes:
+        labels = _known_labels(classes)
     record = ModelRecord(
-        name=request.model,
-        arguments=dict(request.model_arguments),
+        name=named.architecture,
+        arguments=named.arguments | dict(request.model_arguments),
         num_classes=max(classes, 1),
         weights=origin,
         weights_sha256=_fingerprint(model),
-        labels=list(request.labels) if request.labels is not None else _known_labels(classes),
+        labels=None if labels is None else list(labels),
     )
     manifest = RunManifest(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -191,6 +244,7 @@ def _create_or_resume(output: Path, manifest: RunManifest, *, resume: bool) -> R
     if not resume or not (output / RunDirectory.MANIFEST).exists():
         return RunDirectory.create(output, manifest)
     run = RunDirectory.open(output)
+    run.settle()
     for choice in ("model", "preprocessing", "recipe", "seed"):
         # As JSON has it: a tuple among the model's arguments is a list in run.json.
         before, now = (m.model_dump(mode="json")[choice] for m in (run.manifest, manifest))
@@ -212,15 +266,17 @@ def _observe(
 ) -> nn.Module:
     """Build the student and choose its grids and first scales, in the first process.
 
-    What was chosen is in the checkpoint from the beginning of the distillation on: then it is not
+    What was chosen is in a checkpoint from the beginning of the training on: then it is not
     chosen again. The other processes get it from there too.
     """
     from mimiq_calib.conversion.convert import build_student
 
-    chosen_before = run.stage_is_done(OBSERVATION) and run.path(CHECKPOINT).exists()
+    written = any(run.path(path).exists() for path in (CHECKPOINT, RECONSTRUCTION_CHECKPOINT))
+    chosen_before = run.stage_is_done(OBSERVATION) and written
     if chosen_before or not processes.first:
         return build_student(teacher, recipe.quantization)
     begun = time.monotonic()
+    run.begin_stage(OBSERVATION)
     student = _choose_grids_and_scales(run, teacher, recipe, images, device)
     run.finish_stage(OBSERVATION, seconds=time.monotonic() - begun)
     return student
@@ -262,6 +318,58 @@ def _choose_grids_and_scales(
     return student
 
 
+def _reconstruct(
+    run: RunDirectory,
+    student: nn.Module,
+    teacher: nn.Module,
+    recipe: Recipe,
+    images: Tensor,
+    processes: Processes,
+) -> None:
+    """Train the student block by block, where the recipe asks for it."""
+    from dataclasses import asdict
+
+    from mimiq_calib.reconstruction.chain import Chain
+    from mimiq_calib.reconstruction.reconstruct import (
+        LinkMetrics,
+        reconstruct,
+        steps_of_reconstruction,
+    )
+
+    # The distillation's checkpoint holds what came out of it.
+    if not recipe.fine_tuning.reconstructs or run.path(CHECKPOINT).exists():
+        return
+    begun = time.monotonic()
+    done = run.stage_is_done(RECONSTRUCTION) or not processes.first
+    if not done:
+        run.begin_stage(RECONSTRUCTION)
+
+    def on_link(number: int, metrics: LinkMetrics) -> None:
+        run.write_metrics(RECONSTRUCTION, number, [asdict(metrics)])
+        note_progress(run.root, RECONSTRUCTION, number, len(Chain(teacher).links))
+
+    bits = recipe.quantization
+    settings = recipe.reconstruction.at_bits(bits.weight_bits)
+    steps = steps_of_reconstruction(settings, teacher)
+    with progress_bar(RECONSTRUCTION, steps, visible=processes.first) as advance:
+        reconstruct(
+            student,
+            teacher,
+            images,
+            settings,
+            run.manifest.preprocessing,
+            seed=run.manifest.seed,
+            checkpoint=run.path(RECONSTRUCTION_CHECKPOINT),
+            processes=processes,
+            on_link=on_link,
+            advance=advance,
+        )
+    if not done:
+        pieces = run.read_metrics(RECONSTRUCTION)
+        details = {"blocks": len(pieces), "error": pieces[max(pieces)][0]["error_after"]}
+        run.finish_stage(RECONSTRUCTION, seconds=time.monotonic() - begun, details=details)
+
+
 def _distill(
     run: RunDirectory,
     student: nn.Module,
@@ -281,9 +389,10 @@ def _distill(
 
     def on_epoch(metrics: EpochMetrics) -> None:
         run.write_metrics(DISTILLATION, metrics.epoch, [asdict(metrics)])
+        note_progress(run.root, DISTILLATION, metrics.epoch, settings.epochs)
 
     settings = recipe.distillation.at_bits(recipe.quantization.weight_bits)
-    if settings.epochs:
+    if recipe.fine_tuning.distills and settings.epochs:
         steps = steps_of_distillation(settings, len(images))
         with progress_bar("distillation", steps, visible=processes.first) as advance:
             distill(
@@ -307,8 +416,8 @@ def _distill(
 
 
 def _classes_of(weights: Mapping[str, Tensor]) -> int | None:
-    """Number of classes by the classifier's bias, so that users need not count them."""
-    for name in ("head.bias", "head.fc.bias", "head.weight", "head.fc.weight"):
+    """Number of classes by the classifier's weight, so that users need not count them."""
+    for name in ("head.weight", "head.fc.weight"):
         for found in (weights.get(name), weights.get(f"module.{name}")):
             if found is not None and found.ndim > 0:
                 return int(found.shape[0])

@@ -2,7 +2,7 @@
 
 Exit codes: 0 done; 1 a gate or a requirement is not met; 2 the user's mistake or something
 missing, said in one sentence; 3 done as far as this machine can, and the command for the device is
-printed; 130 interrupted.
+printed; 130 interrupted by Ctrl-C, 143 by SIGTERM.
 """
 
 from __future__ import annotations
@@ -10,18 +10,26 @@ from __future__ import annotations
 import difflib
 import importlib
 import os
+import signal
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from mimiq_deploy.one_voice import one_voice, several_processes
 from mimiq_runtime.errors import InvalidInputError, MimiqDeployError
 
+if TYPE_CHECKING:
+    from types import FrameType
+
 __all__ = ["COMMANDS", "LazyCommand", "LazyGroup", "cli", "main"]
 
-INTERRUPTED = 130
-"""Exit code after Ctrl-C: 128 and the number of the signal, as shells have it."""
+INTERRUPTED, TERMINATED = 130, 143
+"""Exit codes after Ctrl-C and SIGTERM: 128 and the number of the signal, as shells have it."""
+
+
+class Terminated(BaseException):
+    """SIGTERM came; as with Ctrl-C, what is half written is removed on the way out."""
 
 
 @dataclass(frozen=True)
@@ -32,11 +40,13 @@ class LazyCommand:
         module: The module that defines a click command of the same name as here.
         help: The command's short help, repeated so that the overview imports no command.
         shares_work: Whether the processes that torchrun starts share its work.
+        again: How to go on when it was interrupted.
     """
 
     module: str
     help: str
     shares_work: bool = False
+    again: str = "run the same command again"
 
 
 COMMANDS = {
@@ -44,6 +54,7 @@ COMMANDS = {
         "mimiq_deploy.commands.calibrate",
         "Quantize a model without any of its training data",
         shares_work=True,
+        again="run the same command with --resume to go on",
     ),
     "export": LazyCommand("mimiq_deploy.commands.export", "Write the ONNX model of a run"),
     "build": LazyCommand(
@@ -59,8 +70,14 @@ COMMANDS = {
         "mimiq_deploy.commands.study",
         "Measure what each choice of the method is worth, in one table",
     ),
+    "report": LazyCommand(
+        "mimiq_deploy.commands.report", "Write one HTML page about one run or several"
+    ),
     "predict": LazyCommand(
         "mimiq_deploy.commands.predict", "Classify pictures with a run's exported model"
+    ),
+    "bundle": LazyCommand(
+        "mimiq_deploy.commands.bundle", "Pack a model with its runner for a device, or for Triton"
     ),
     "inspect": LazyCommand(
         "mimiq_deploy.commands.inspect", "Show what a run or an ONNX file holds"
@@ -127,8 +144,20 @@ class LazyGroup(click.Group):
             _report(str(error))
             ctx.exit(error.exit_code)
         except KeyboardInterrupt:
-            _report("Interrupted; what was finished is kept, and the command can be run again.")
+            self._report_interruption(ctx, "Interrupted")
             ctx.exit(INTERRUPTED)
+        except Terminated:
+            self._report_interruption(ctx, "Terminated")
+            ctx.exit(TERMINATED)
+
+    def _report_interruption(self, ctx: click.Context, what: str) -> None:
+        entry = self.table.get(ctx.invoked_subcommand or "")
+        again = LazyCommand.again if entry is None else entry.again
+        _report(f"{what}; what was finished is kept: {again}.")
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    raise Terminated
 
 
 def _report(message: str) -> None:
@@ -173,5 +202,8 @@ def main() -> None:
     A reader that closes the pipe, such as ``head``, ends it quietly. Of several processes only
     the first one prints.
     """
+    # torchrun ends processes by SIGTERM when another one fails, and speaks for them itself.
+    if not several_processes():
+        signal.signal(signal.SIGTERM, _terminate)
     with one_voice():
         cli.main(prog_name="mimiq-deploy")

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mimiq_deploy.exporting import BASELINE, HALF_BASELINE, onnx_path
+from mimiq_deploy.exporting import onnx_path
 from mimiq_runtime.session import target_of
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from mimiq_runtime.cuda_runtime import CudaDevice
+    from mimiq_runtime.cuda_device import CudaDevice
     from mimiq_runtime.run_directory import RunDirectory
 
-__all__ = ["BASELINES", "engine_folder", "engine_model"]
-
-BASELINES = (BASELINE, HALF_BASELINE)
-"""Exports of the model without quantization."""
+__all__ = ["engine_folder", "engine_model"]
 
 _BUILT = "trt"
 

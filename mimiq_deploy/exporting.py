@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from importlib.metadata import version
 from typing import TYPE_CHECKING
@@ -11,22 +10,30 @@ import numpy as np
 
 from mimiq_runtime.errors import InvalidInputError, RunDirectoryError
 from mimiq_runtime.reference import REFERENCE_IMAGES, reference_path
+from mimiq_runtime.run_directory import writes_run
 from mimiq_runtime.scope import Scope
+from mimiq_runtime.strict_json import read_json
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import nn
 
+    from mimiq_export.options import ExportOptions
     from mimiq_export.provenance import ExportProvenance
     from mimiq_export.record import ExportRecord
     from mimiq_runtime.run_directory import RunDirectory
 
-__all__ = ["BASELINE", "HALF_BASELINE", "export_run", "exported_scope", "onnx_path"]
+__all__ = ["BASELINE", "BASELINES", "HALF_BASELINE", "export_run", "exported_scope", "onnx_path"]
 
 BASELINE = "fp32"
 """Name of the export that holds the full-precision model."""
 
 HALF_BASELINE = "fp16"
-"""Name of the export that holds it in half precision, where a target of that name exists."""
+"""Name of the export that holds it in half precision, for engines that are fast in it."""
+
+BASELINES = (BASELINE, HALF_BASELINE)
+"""Exports of the model without quantization."""
 
 
 def onnx_path(target: str) -> str:
@@ -38,14 +45,24 @@ def exported_scope(run: RunDirectory, target: str) -> Scope:
     """Which products an export quantizes, by its ``export.json``; ``full`` where that is silent."""
     path = run.path(f"export/{target}/export.json")
     try:
-        recorded = json.loads(path.read_text()).get("scope") if path.is_file() else None
+        recorded = read_json(path).get("scope") if path.is_file() else None
         return Scope(recorded or Scope.FULL)
-    except (AttributeError, ValueError) as error:
+    except (AttributeError, OSError, ValueError) as error:
         raise RunDirectoryError(f"{path} is damaged; export {target} again.") from error
 
 
-def export_run(run: RunDirectory, target: str, *, scope: Scope | None = None) -> ExportRecord:
+@writes_run("export")
+def export_run(
+    run: RunDirectory,
+    target: str,
+    *,
+    scope: Scope | None = None,
+    packed_int4: bool = False,
+    with_preprocessing: bool = False,
+) -> ExportRecord:
     """Write a run's ONNX for a target, beside the full-precision ONNX of the same model.
+
+    For engines that are fast in half precision, the full-precision model is written in it, too.
 
     What the quantized torch model answers to some of the run's own images is written too, so
     that a device without torch can check its engine.
@@ -54,49 +71,71 @@ def export_run(run: RunDirectory, target: str, *, scope: Scope | None = None) ->
         run: A calibrated run.
         target: Name of the target.
         scope: Which products are quantized; the target's own choice if None.
+        packed_int4: Store weights of at most 4 bits two in a byte.
+        with_preprocessing: Let the model take uint8 pixels (N, H, W, C) and normalise them. The
+            full-precision ONNX beside it does not change.
 
     Returns:
         What was exported for the target.
 
     Raises:
-        InvalidInputError: There is no such target, the run is not calibrated, or a scope is given
-            for the full-precision model.
+        InvalidInputError: There is no such target, the run is not calibrated, a scope is given for
+            the full-precision model, or an option does not go with the target or the model.
         OnnxModelError: The exported graph is not valid.
     """
     from mimiq_calib.conversion.scope import limit_scope
     from mimiq_calib.run_models import load_student, load_teacher
+    from mimiq_export.options import PLAIN, ExportOptions
     from mimiq_export.targets.registry import get_target
 
     begun = time.monotonic()
     stage = f"export/{target}"
-    chosen = get_target(target)  # what is wrong is refused before any work
-    if target == BASELINE and scope is not None:
-        raise InvalidInputError(f"{BASELINE} quantizes nothing; leave the scope out.")
+    # What is wrong is refused before any work.
+    chosen = get_target(target)
+    options = ExportOptions(packed_int4=packed_int4, with_preprocessing=with_preprocessing)
+    options.check(target)
+    if target in BASELINES and scope is not None:
+        raise InvalidInputError(f"{target} quantizes nothing; leave the scope out.")
     scope = scope or chosen.default_scope
     teacher = load_teacher(run)
     run.begin_stage(stage)
-    if target == BASELINE:
-        record = _write(run, teacher, BASELINE, bits=BASELINE)
+    if target in BASELINES:
+        record = _write(run, teacher, target, target, options)
     else:
-        if onnx_path(BASELINE) not in run.manifest.files:
-            _write(run, teacher, BASELINE, bits=BASELINE)
+        for baseline in BASELINES if chosen.half_baseline else (BASELINE,):
+            # What is written last of it: an export that was interrupted is made again.
+            if f"export/{baseline}/export.json" not in run.manifest.files:
+                _write(run, teacher, baseline, baseline, PLAIN)
         student = load_student(run)
         limit_scope(student, scope)
-        record = _write(run, student, target, bits=run.manifest.bits, scope=scope)
+        record = _write(run, student, target, run.manifest.bits, options, scope=scope)
         _write_reference(run, teacher, student, target)
     run.finish_stage(stage, seconds=time.monotonic() - begun)
     return record
 
 
 def _write(
-    run: RunDirectory, model: nn.Module, target: str, *, bits: str, scope: Scope | None = None
+    run: RunDirectory,
+    model: nn.Module,
+    target: str,
+    bits: str,
+    options: ExportOptions,
+    *,
+    scope: Scope | None = None,
 ) -> ExportRecord:
     from mimiq_export.export_run import export_model, write_onnx
 
-    graph = export_model(model, target=target, provenance=_provenance(run, bits))
+    graph = export_model(model, target=target, provenance=_provenance(run, bits), options=options)
     relative = onnx_path(target)
-    record = write_onnx(graph, run.path(relative)).model_copy(update={"scope": scope})
     folder = relative.rpartition("/")[0]
+    weights = [name for name in run.manifest.files if name.startswith(f"{relative}.")]
+
+    def announce(temporary: Path) -> None:
+        run.announce(relative, temporary)
+        run.forget_files(*weights)  # they may go; those of the new model are recorded below
+
+    record = write_onnx(graph, run.path(relative), before_replace=announce)
+    record = record.model_copy(update={"scope": scope})
     run.record_files(relative, *(f"{folder}/{name}" for name in record.external_data))
     run.write_json(f"{folder}/export.json", record.model_dump(mode="json"))
     return record

@@ -7,6 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from mimiq_runtime.errors import RunDirectoryError
+from mimiq_runtime.event_log import note_progress
 from mimiq_runtime.progress import progress_bar
 from mimiq_runtime.run_directory import RunDirectory
 
@@ -20,10 +21,11 @@ if TYPE_CHECKING:
     from mimiq_calib.recipe import SynthesisSettings
     from mimiq_runtime.manifest import RunManifest
 
-__all__ = ["SYNTHESIS", "as_written", "copy_images", "make_images"]
+__all__ = ["SYNTHESIS", "as_written", "copy_images", "make_images", "mix_in_dead_leaves"]
 
 SYNTHESIS = "synthesis"
 MADE_BY = "mimiq-deploy calibrate"
+DEAD_LEAVES = "images/dead-leaves.safetensors"
 
 
 def make_images(
@@ -90,6 +92,35 @@ def copy_images(source: RunDirectory, run: RunDirectory) -> None:
             run.write_tensors(name, source.read_tensors(name, made_by=MADE_BY))
 
 
+def mix_in_dead_leaves(
+    run: RunDirectory, settings: SynthesisSettings, images: Tensor, processes: Processes
+) -> Tensor:
+    """The images with the pictures of random shapes evenly among them.
+
+    Args:
+        run: Where the pictures are kept; the first process draws them where they are not there.
+        settings: How many.
+        images: Those to calibrate with, uint8 ``(count, channels, height, width)``.
+        processes: Those that work on the run.
+
+    Raises:
+        LostProcessError: Another process has ended.
+    """
+    import torch
+
+    from mimiq_calib.synthesis.dead_leaves import dead_leaves, interleaved
+
+    if not settings.dead_leaves:
+        return images
+    manifest = run.manifest
+    if processes.first and DEAD_LEAVES not in manifest.files:
+        size = manifest.preprocessing.input_size
+        drawn = dead_leaves(settings.dead_leaves, size, seed=manifest.seed)
+        run.write_tensors(DEAD_LEAVES, {"images": drawn.numpy()})
+    stored = as_written(run, processes).read_tensors(DEAD_LEAVES, made_by=MADE_BY)
+    return interleaved(images, torch.from_numpy(stored["images"]))
+
+
 def as_written(run: RunDirectory, processes: Processes) -> RunDirectory:
     """The run as the first process has left it when all have come here.
 
@@ -108,13 +139,17 @@ def _make_missing_shards(
     processes: Processes,
 ) -> None:
     """Make shards in rounds, one a process; the first process writes them down."""
+    from mimiq_calib.fitting_batch import FittingBatch
     from mimiq_calib.randomness import piece_generator
+    from mimiq_calib.synthesis.optimisation import MEMORY_KEY
     from mimiq_calib.synthesis.shard_bytes import pack_shard, unpack_shard
     from mimiq_calib.synthesis.sources import ShardRequest, make_shard, steps_of_shard
 
+    fit = FittingBatch(MEMORY_KEY)
+
     def make(shard: int, advance: Callable[[int, str], None]) -> bytes:
         first = shard * settings.batch_size
-        size = min(settings.batch_size, settings.num_images - first)
+        size = min(settings.batch_size, settings.total - first)
         batch = make_shard(
             teacher,
             settings,
@@ -122,6 +157,7 @@ def _make_missing_shards(
             ShardRequest(first, size, piece_generator(run.manifest.seed, SYNTHESIS, shard)),
             num_classes=run.manifest.model.num_classes,
             device=device,
+            fit=fit,
             advance=advance,
         )
         return pack_shard(batch)
@@ -144,6 +180,7 @@ def _make_missing_shards(
                 run.write_tensors(
                     names[shard], {"images": batch.images.numpy(), "labels": batch.labels.numpy()}
                 )
+                note_progress(run.root, SYNTHESIS, shard, len(names))
 
 
 def _advance_all(
@@ -165,5 +202,7 @@ def _choices_of_images(manifest: RunManifest) -> tuple[Any, ...]:
 
 def _shard_names(manifest: RunManifest) -> list[str]:
     settings = manifest.recipe["synthesis"]
-    shards = len(range(0, settings["num_images"], settings["batch_size"]))
+    # A run of an earlier version has no images that are held out.
+    total = settings["num_images"] + settings.get("held_out", 0)
+    shards = len(range(0, total, settings["batch_size"]))
     return [f"images/shard-{shard:05d}.safetensors" for shard in range(shards)]

@@ -9,7 +9,8 @@ import numpy as np
 from mimiq_deploy.engine_models import engine_model
 from mimiq_runtime.errors import EngineError, RunDirectoryError
 from mimiq_runtime.metrics import softmax
-from mimiq_runtime.preprocessing import preprocess_files
+from mimiq_runtime.preprocessing import model_input, read_pixels
+from mimiq_runtime.ranking import best_classes
 from mimiq_runtime.schema import Schema
 from mimiq_runtime.session import open_session
 
@@ -81,12 +82,14 @@ def predict_files(
         EngineError: The engine failed, or gave values that are not numbers.
     """
     model = engine_model(run, engine)
+    preprocessing = run.manifest.preprocessing
     predictions: list[ImagePrediction] = []
     with open_session(engine, model) as session:
         batch_size = session.info.input_shape[0] or _BATCH_SIZE
         for start in range(0, len(images), batch_size):
             batch = images[start : start + batch_size]
-            logits = session.run(preprocess_files(batch, run.manifest.preprocessing))
+            pixels = read_pixels(batch, preprocessing)
+            logits = session.run(model_input(pixels, preprocessing, session.info.takes))
             _check_logits(model, logits, run.manifest.model.num_classes)
             rows = softmax(logits)
             labels = run.manifest.model.labels
@@ -113,14 +116,12 @@ def _check_logits(model: Path, logits: NDArray[np.float32], classes: int) -> Non
 def _best(
     probabilities: NDArray[np.float64], labels: Sequence[str] | None, top: int
 ) -> list[ScoredClass]:
-    # Stable, so that of equal probabilities the lower index comes first.
-    order = np.argsort(-probabilities, kind="stable")[:top]
     return [
         ScoredClass(
-            index=int(index),
+            index=index,
             # A list of names that is too short must not hide the answer.
             label=labels[index] if labels is not None and index < len(labels) else None,
-            probability=float(probabilities[index]),
+            probability=probability,
         )
-        for index in order
+        for index, probability in best_classes(probabilities, top)
     ]

@@ -7,8 +7,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
+from mimiq_deploy.strict_yaml import YAML_ERRORS, parse_yaml, read_small_file
 from mimiq_runtime.errors import InvalidInputError, RecipeError
 
 if TYPE_CHECKING:
@@ -17,12 +16,6 @@ if TYPE_CHECKING:
     from mimiq_calib.recipe import Recipe
 
 __all__ = ["load_recipe", "overrides_of", "parse_bits", "parse_setting", "shipped_recipes"]
-
-LARGEST_FILE = 64 * 1024
-"""A recipe has a few dozen lines; anything larger is a mistake or an attack."""
-
-# PyYAML has no errors of its own for what it reads as dates, numbers or explicit types.
-_YAML_ERRORS = (yaml.YAMLError, AttributeError, LookupError, RecursionError, ValueError)
 
 
 def shipped_recipes() -> list[str]:
@@ -58,8 +51,8 @@ def parse_setting(text: str) -> tuple[list[str], Any]:
     if not separator or not key.strip():
         raise InvalidInputError(f"A setting is written like distillation.epochs=3; got {text!r}.")
     try:
-        parsed = yaml.load(value, Loader=_StrictLoader)  # a SafeLoader, and stricter
-    except _YAML_ERRORS as error:
+        parsed = parse_yaml(value)
+    except YAML_ERRORS as error:
         raise InvalidInputError(f"The value of the setting {text!r} is not YAML.") from error
     return key.strip().split("."), parsed
 
@@ -97,22 +90,6 @@ def load_recipe(
         raise RecipeError(name_or_path, describe_faults(error)) from error
 
 
-class _StrictLoader(yaml.SafeLoader):
-    """Safe YAML without aliases (they can grow without bound) and without repeated keys."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("aliases (*name) are not accepted in a recipe")
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        repeated = {str(key) for key in keys if keys.count(key) > 1}
-        if repeated:
-            raise yaml.YAMLError(f"the key {', '.join(sorted(repeated))} is there more than once")
-        return super().construct_mapping(node, deep)
-
-
 def _read(name_or_path: str) -> dict[str, Any]:
     if name_or_path in shipped_recipes():
         shipped = resources.files("mimiq_deploy") / "recipes" / f"{name_or_path}.yaml"
@@ -120,8 +97,8 @@ def _read(name_or_path: str) -> dict[str, Any]:
     else:
         text = _read_file(Path(name_or_path))
     try:
-        content = yaml.load(text, Loader=_StrictLoader)  # a SafeLoader, and stricter
-    except _YAML_ERRORS as error:
+        content = parse_yaml(text)
+    except YAML_ERRORS as error:
         reason = " ".join(str(error).split())
         raise RecipeError(name_or_path, [f"not a YAML file that can be used: {reason}"]) from error
     if not isinstance(content, dict):
@@ -136,11 +113,9 @@ def _read_file(path: Path) -> str:
             f"{', '.join(shipped_recipes())}."
         )
     try:
-        if path.stat().st_size > LARGEST_FILE:
-            raise RecipeError(str(path), [f"the file is larger than {LARGEST_FILE} bytes"])
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(str(path), [f"the file cannot be read as text: {error}"]) from error
+        return read_small_file(path)
+    except ValueError as error:
+        raise RecipeError(str(path), [str(error)]) from error
 
 
 def _set(content: dict[str, Any], path: Sequence[str], value: Any) -> None:

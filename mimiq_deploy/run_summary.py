@@ -6,10 +6,11 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 from mimiq_deploy.coverage import CoverageGroup, summarise_coverage
-from mimiq_runtime.atomic import sha256_of
-from mimiq_runtime.errors import RunDirectoryError
+from mimiq_runtime.estimate import ESTIMATE_PATH, CostEstimate, read_estimate
+from mimiq_runtime.event_log import EVENTS, Event, read_events
 from mimiq_runtime.manifest import ModelRecord, Preprocessing, StageRecord
 from mimiq_runtime.quantization_table import QuantizationTable, TensorKind
+from mimiq_runtime.run_lock import LOCK_FILE, LockHolder, lock_holder
 from mimiq_runtime.schema import Schema
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ class Verification(Schema):
     Attributes:
         checked: Number of recorded files.
         missing: Recorded files that are gone.
-        changed: Recorded files with another SHA-256.
+        changed: Recorded files with another SHA-256, or behind a link that leaves the run.
         unrecorded: Files of which nothing is known.
     """
 
@@ -116,8 +117,11 @@ class RunSummary(Schema):
         quantizers: The quantization table in short; None while there is none.
         coverage: How many products of the model are quantized, and which are not; None while
             there is no quantization table, or it does not say.
+        estimate: What quantization costs by held-out calibration images; None where none was made.
         exports: ONNX models found.
         files: Files recorded or found, by path.
+        writer: Who writes into the run, or was interrupted at it; None for nobody.
+        last_event: The last line of its events; None where there are none.
         verification: Result of :func:`verify_run` when it was asked for.
     """
 
@@ -132,21 +136,24 @@ class RunSummary(Schema):
     stages: dict[str, StageRecord]
     quantizers: list[QuantizerGroup] | None
     coverage: list[CoverageGroup] | None
+    estimate: CostEstimate | None
     exports: list[ExportSummary]
     files: list[FileSummary]
+    writer: LockHolder | None
+    last_event: Event | None
     verification: Verification | None = None
 
 
 def summarise_run(run: RunDirectory, verification: Verification | None = None) -> RunSummary:
-    """Collect what a run holds; only ``quantization.json`` is read beside the manifest.
+    """Collect what a run holds; two JSON files are read beside the manifest.
 
     Args:
         run: The run.
-        verification: Becomes part of the summary. A quantization table that it found damaged is
-            left out, instead of being read.
+        verification: Becomes part of the summary. A quantization table or an estimate that it
+            found damaged is left out, instead of being read.
 
     Raises:
-        RunDirectoryError: The quantization table is damaged, or the recipe names no bit widths.
+        RunDirectoryError: One of them is damaged, or the recipe names no bit widths.
     """
     manifest = run.manifest
     unreadable = verification.damaged if verification is not None else []
@@ -155,7 +162,7 @@ def summarise_run(run: RunDirectory, verification: Verification | None = None) -
     return RunSummary(
         run=str(run.root),
         created=manifest.created,
-        bits=_bits(run),
+        bits=manifest.bits,
         model=manifest.model,
         preprocessing=manifest.preprocessing,
         recipe=manifest.recipe,
@@ -164,8 +171,11 @@ def summarise_run(run: RunDirectory, verification: Verification | None = None) -
         stages=manifest.stages,
         quantizers=summarise_table(table) if table is not None else None,
         coverage=summarise_coverage(table) if table is not None else None,
+        estimate=read_estimate(run) if ESTIMATE_PATH not in unreadable else None,
         exports=_exports(run),
         files=_files(run),
+        writer=lock_holder(run.root),
+        last_event=next(reversed(read_events(run.root)), None),
         verification=verification,
     )
 
@@ -205,11 +215,10 @@ def verify_run(
         on_file: Called with the path of each file once it is checked.
     """
     missing, changed = [], []
-    for relative, record in run.manifest.files.items():
-        path = run.path(relative)
-        if not path.is_file():
+    for relative in run.manifest.files:
+        if not (run.root / relative).is_file():
             missing.append(relative)
-        elif sha256_of(path) != record.sha256:
+        elif not run.is_intact(relative):
             changed.append(relative)
         on_file(relative)
     return Verification(
@@ -220,16 +229,6 @@ def verify_run(
     )
 
 
-def _bits(run: RunDirectory) -> str:
-    try:
-        return run.manifest.bits
-    except (KeyError, TypeError) as error:
-        raise RunDirectoryError(
-            f"{run.path(run.MANIFEST)} has a recipe without bit widths "
-            "(quantization.weight_bits and quantization.activation_bits); calibrate again."
-        ) from error
-
-
 def _files(run: RunDirectory) -> list[FileSummary]:
     recorded = run.manifest.files
     on_disk = {
@@ -238,6 +237,8 @@ def _files(run: RunDirectory) -> list[FileSummary]:
         if path.is_file()
     }
     on_disk.pop(run.MANIFEST, None)  # it holds the records
+    on_disk.pop(LOCK_FILE, None)  # it says who is at work
+    on_disk.pop(EVENTS, None)  # it grows with every event, and has no digest
     return [
         FileSummary(path=path, bytes=on_disk.get(path), recorded=path in recorded)
         for path in sorted(on_disk.keys() | recorded.keys())

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
 from mimiq_deploy.commands.options import (
     engines_option,
+    gates_option,
     json_option,
     output_console,
     print_json,
@@ -34,9 +36,23 @@ REGRESSED = 1
     type=click.IntRange(min=1),
     help="Images in one call; repeatable.",
 )
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads; all cores without it.")
+@click.option(
+    "--threads",
+    multiple=True,
+    type=click.IntRange(min=1),
+    help="CPU threads; repeatable on CPUs; all cores without it.",
+)
 @click.option("--rounds", default=50, show_default=True, type=click.IntRange(min=1))
-@click.option("--seconds", type=float, help="End a batch size after this time.")
+@click.option(
+    "--warmup",
+    default=10,
+    show_default=True,
+    type=click.IntRange(min=0),
+    help="Calls of each model before the clock is started.",
+)
+@click.option(
+    "--seconds", type=float, help="End each batch size and number of threads after this time."
+)
 @click.option(
     "--baseline",
     "baselines",
@@ -58,6 +74,7 @@ REGRESSED = 1
     type=float,
     help="With --compare: share of the older speedup that may be lost.",
 )
+@gates_option
 @json_option
 @click.pass_context
 def bench(
@@ -65,12 +82,14 @@ def bench(
     run: Path,
     engines: tuple[str, ...],
     batch_sizes: tuple[int, ...],
-    threads: int | None,
+    threads: tuple[int, ...],
     rounds: int,
+    warmup: int,
     seconds: float | None,
     baselines: tuple[str, ...],
     compare: Path | None,
     tolerance: float,
+    gates: Path | None,
     as_json: bool,
 ) -> None:
     """Time the engines of RUN in turn with the FP32 ONNX of the same model.
@@ -79,14 +98,20 @@ def bench(
     Exit code 1 when --compare finds a regression.
     """
     from mimiq_deploy.benchmarking import benchmark_run
+    from mimiq_deploy.gate_file import read_gate_file
     from mimiq_runtime.run_directory import RunDirectory
 
+    on_command_line = context.get_parameter_source("tolerance") is ParameterSource.COMMANDLINE
+    if gates is not None and not on_command_line:
+        limit = read_gate_file(gates).bench.tolerance
+        tolerance = tolerance if limit is None else limit
     report = benchmark_run(
         RunDirectory.open(run),
         engines,
         batch_sizes=batch_sizes,
         threads=threads,
         rounds=rounds,
+        warmup=warmup,
         seconds=seconds,
         baselines=baselines,
         compare=compare,
@@ -103,15 +128,16 @@ def bench(
 def _print(report: BenchmarkReport) -> None:
     from rich.table import Table
 
-    memory = {(row.session, row.batch_size): row.peak_rss_mib for row in report.memory}
+    memory = {(row.session, row.batch_size, row.threads): row.peak_rss_mib for row in report.memory}
     table = Table(
-        *("batch", "model", "p50 ms", "p90 ms", "p99 ms", "images/s"),
+        *("batch", "threads", "model", "p50 ms", "p90 ms", "p99 ms", "images/s"),
         *("times as fast", "95 % interval", "peak MiB"),
     )
     for row in report.rows:
-        peak = memory.get((row.session, row.batch_size))
+        peak = memory.get((row.session, row.batch_size, row.threads))
         table.add_row(
             str(row.batch_size),
+            str(row.threads),
             row.session,
             f"{row.p50_ms:.2f}",
             f"{row.p90_ms:.2f}",
@@ -151,8 +177,9 @@ def _print_comparison(comparison: BenchmarkComparison) -> None:
     for change in comparison.changes:
         verdict = "REGRESSED" if change.regressed else "kept"
         console.print(
-            f"batch {change.batch_size}, {change.session}: {change.old_speedup:.2f} times as fast "
-            f"before, {change.new_speedup:.2f} now ({100 * change.change:+.1f} %) {verdict}"
+            f"batch {change.batch_size}, {change.threads} threads, {change.session}: "
+            f"{change.old_speedup:.2f} times as fast before, {change.new_speedup:.2f} now "
+            f"({100 * change.change:+.1f} %) {verdict}"
         )
     if not comparison.same_machine:
         console.print(f"{comparison.against} was measured on another machine.")

@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from mimiq_deploy.commands.options import json_option, output_console, print_json
-
-if TYPE_CHECKING:
-    from mimiq_runtime.engine_record import EngineRecord
-    from mimiq_runtime.errors import DeviceNeededError
-
-NOT_PROVED = 1
-"""Exit code when a quantized product is not shown to run in INT8."""
+from mimiq_deploy.commands.options import json_option, print_json
+from mimiq_deploy.commands.outcome_of_build import build_or_hand_over
 
 
 @click.command(short_help="Build a TensorRT engine on this device, and prove its INT8")
@@ -92,73 +86,19 @@ def build(
     The engine inspector then has to show that every quantized product runs in INT8. Exit code 1
     when it does not; 3 where TensorRT or a GPU is missing, with the command for the device.
     """
-    from mimiq_deploy.building import build_model
-    from mimiq_runtime.engine_record import PLAN, BuildOptions
-    from mimiq_runtime.errors import DeviceNeededError
+    from mimiq_runtime.engine_record import BuildOptions
 
-    try:
-        record, path = build_model(
-            model,
-            BuildOptions(**options),
-            target=target,
-            output=output,
-            timing_cache=timing_cache,
-            allow_floating_point=allow_floating_point,
-            refit=refit,
-        )
-    except DeviceNeededError as error:
-        _print_device_needed(error, as_json=as_json)
-        context.exit(error.exit_code)
-    if as_json:
-        print_json({"path": str(path), **record.model_dump(mode="json")})
-    else:
-        _print(record, path)
-    if path.name != PLAN:
-        context.exit(NOT_PROVED)
-
-
-def _print_device_needed(error: DeviceNeededError, *, as_json: bool) -> None:
-    if as_json:
-        print_json({"reason": error.reason, "onnx": error.onnx, "command": error.command})
-        return
-    click.echo(error.reason)
-    click.echo(f"ONNX: {error.onnx}")
-    # A line of its own, so that it can be copied whatever the width of the terminal.
-    click.echo("Run on the device, with the same folder there:")
-    click.echo(f"  {error.command}")
-
-
-def _print(record: EngineRecord, path: Path) -> None:
-    from rich.table import Table
-
-    from mimiq_runtime.engine_record import PLAN
-
-    console = output_console()
-    precision = record.precision
-    table = Table("product", "kind", "runs in", "evidence", "kernel")
-    for proof in precision.unproved():
-        table.add_row(proof.product, proof.kind, proof.verdict, proof.evidence, proof.kernel or "-")
-    proved = len(precision.products) - len(precision.unproved())
-    console.print(f"{proved} of {len(precision.products)} quantized products run in INT8")
-    if table.row_count:
-        console.print(table)
-    for name in precision.floating_point:
-        console.print(f"  in floating point by the model: {name}")
-    fused = sum(proof.fused_attention for proof in precision.products)
-    console.print(
-        f"kernels that multiply: {_counts(precision.kernels)}; {fused} products in fused "
-        f"attention; {precision.reformats} layers only convert data"
+    outcome = build_or_hand_over(
+        model,
+        BuildOptions(**options),
+        target=target,
+        output=output,
+        timing_cache=timing_cache,
+        allow_floating_point=allow_floating_point,
+        refit=refit,
     )
-    if path.name == PLAN:
-        console.print(
-            f"{path}: {record.plan.bytes / 1e6:.2f} MB, weights {record.weights}, "
-            f"built in {record.build_seconds:.0f} s for {record.device.name}"
-        )
+    if as_json:
+        print_json(outcome.described())
     else:
-        console.print(
-            f"No engine was written, see {path}; --allow-floating-point accepts it as it is."
-        )
-
-
-def _counts(kernels: dict[str, int]) -> str:
-    return ", ".join(f"{count} {name}" for name, count in kernels.items()) or "none"
+        outcome.print(with_lint=True)
+    context.exit(outcome.exit_code)

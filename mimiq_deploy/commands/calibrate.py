@@ -33,7 +33,8 @@ from mimiq_deploy.commands.options import json_option, output_console, print_jso
     "settings",
     multiple=True,
     metavar="KEY=VALUE",
-    help="One setting of the recipe, such as distillation.epochs=3; repeatable.",
+    help="One setting of the recipe, such as distillation.epochs=3, fine_tuning=reconstruct, "
+    "preset=faithful or 'quantization.layer_bits={\"*.fc2\": a8}'; repeatable.",
 )
 @click.option("--device", default="cpu", show_default=True, help="torch's name of the device.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0))
@@ -53,15 +54,24 @@ def calibrate(
 ) -> None:
     """Quantize the timm model MODEL without any of its training data.
 
-    Makes calibration images from the weights alone, learns the scales, distils the accuracy
-    back, and writes the run directory that all other commands read.
+    Makes calibration images from the weights alone, learns the scales, trains the accuracy back,
+    estimates what was lost, and writes the run directory that all other commands read.
     """
     from mimiq_deploy.calibration import calibrate as run_calibration
+    from mimiq_deploy.estimation import describe_block_errors, describe_estimate
     from mimiq_deploy.recipe_loading import load_recipe
+    from mimiq_runtime.estimate import read_estimate
+    from mimiq_runtime.event_log import EventKind, read_events
 
     chosen = load_recipe(recipe, bits=bits, settings=settings)
     request = choices.request(model, chosen, seed=seed, device=device)
     run = run_calibration(request, output, resume=resume)
+    cost = read_estimate(run)
+    ends = {
+        event.stage: event
+        for event in read_events(output)
+        if event.stage in run.manifest.stages and event.event is EventKind.FINISHED
+    }
     summary = {
         "run": str(output),
         "model": run.manifest.model.name,
@@ -70,6 +80,11 @@ def calibrate(
         "stages": {
             name: stage.model_dump(mode="json") for name, stage in run.manifest.stages.items()
         },
+        "peak_memory": {
+            name: event.model_dump(include={"peak_rss_mib", "peak_cuda_mib"})
+            for name, event in ends.items()
+        },
+        "estimate": None if cost is None else cost.model_dump(mode="json"),
     }
     if as_json:
         print_json(summary)
@@ -77,6 +92,10 @@ def calibrate(
     console = output_console()
     console.print(f"{run.manifest.model.name} calibrated at {run.manifest.bits} in {output}")
     for name, stage in run.manifest.stages.items():
-        facts = ", ".join(f"{key} {value:.4g}" for key, value in stage.details.items())
-        console.print(f"  {name:<13} {stage.seconds:8.1f} s  {facts}")
+        facts = [f"{key} {value:.4g}" for key, value in stage.details.items()]
+        memory = [f"at most {ends[name].memory}"] if name in ends else []
+        console.print(f"  {name:<14} {stage.seconds:8.1f} s  {', '.join([*memory, *facts])}")
+    if cost is not None:
+        console.print(f"Estimate without data: {describe_estimate(cost)}.")
+        console.print(f"SQNR behind each block, dB: {describe_block_errors(cost)}.")
     console.print(f"Next: mimiq-deploy export {output} --target ort-cpu")

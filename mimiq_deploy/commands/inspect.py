@@ -34,10 +34,21 @@ __all__ = ["inspect"]
     help="Hold an ONNX file, also one made by another tool, against the rules of a target; "
     "exit code 1 on errors.",
 )
+@click.option(
+    "--strict",
+    is_flag=True,
+    help="With --lint: exit code 1 on warnings, too; for models that must run as fast and as "
+    "exactly as the engine can.",
+)
 @json_option
 @click.pass_context
 def inspect(
-    context: click.Context, path: Path, verify: bool, target: str | None, as_json: bool
+    context: click.Context,
+    path: Path,
+    verify: bool,
+    target: str | None,
+    strict: bool,
+    as_json: bool,
 ) -> None:
     """Show what a run or an ONNX file holds.
 
@@ -48,6 +59,8 @@ def inspect(
     """
     from mimiq_runtime.errors import InvalidInputError
 
+    if strict and target is None:
+        raise InvalidInputError("--strict says how --lint ends; give --lint and a target, too.")
     if path.is_dir():
         if target is not None:
             raise InvalidInputError(
@@ -64,7 +77,7 @@ def inspect(
             f"--verify compares a run with its records, and {path} is a file; give the run."
         )
     elif target is not None:
-        context.exit(_lint(path, target, as_json=as_json))
+        context.exit(_lint(path, target, strict=strict, as_json=as_json))
     else:
         _inspect_onnx(path, as_json=as_json)
 
@@ -113,7 +126,7 @@ def _inspect_onnx(path: Path, *, as_json: bool) -> None:
         _print_onnx(summary)
 
 
-def _lint(path: Path, target: str, *, as_json: bool) -> int:
+def _lint(path: Path, target: str, *, strict: bool, as_json: bool) -> int:
     """Print the findings; the exit code."""
     from mimiq_runtime.errors import MissingDependencyError
 
@@ -128,12 +141,15 @@ def _lint(path: Path, target: str, *, as_json: bool) -> int:
         print_json({"path": str(path), "target": target, "findings": rows})
     else:
         print_findings(findings, target, all_nodes=True)
-    return int(any(found.severity == "error" for found in findings))
+    return int(any(strict or found.severity == "error" for found in findings))
 
 
 def _print_run(summary: RunSummary) -> None:
+    from mimiq_deploy.estimation import describe_estimate
+
     model = summary.model
     labels = "named" if model.labels is not None else "without names"
+    cost = summary.estimate
     _print_facts(
         {
             "run": summary.run,
@@ -143,6 +159,9 @@ def _print_run(summary: RunSummary) -> None:
             "recipe": str(summary.recipe.get("name", "without a name")),
             "seed": str(summary.seed),
             "preprocessing": _preprocessing(summary),
+            "estimate": describe_estimate(cost) if cost is not None else "none was made",
+            **_writer(summary),
+            **({"last event": str(summary.last_event)} if summary.last_event else {}),
         }
     )
     _print_table(
@@ -179,6 +198,14 @@ def _print_run(summary: RunSummary) -> None:
         ],
     )
     _print_table(
+        "Errors of the blocks on held-out images",
+        ("block", "SQNR dB"),
+        [
+            (row.block, "-" if row.sqnr_db is None else f"{row.sqnr_db:.1f}")
+            for row in (cost.blocks if cost is not None else [])
+        ],
+    )
+    _print_table(
         "Exports",
         ("target", "file", "size", "state"),
         [
@@ -192,6 +219,17 @@ def _print_run(summary: RunSummary) -> None:
         ],
     )
     _print_files(summary)
+
+
+def _writer(summary: RunSummary) -> dict[str, str]:
+    if summary.writer is None:
+        return {}
+    end = {
+        True: "it was interrupted",
+        False: "it is at work",
+        None: "it is on another machine",
+    }
+    return {"writer": f"{summary.writer}; {end[summary.writer.has_ended]}"}
 
 
 def _preprocessing(summary: RunSummary) -> str:
@@ -217,6 +255,15 @@ def _print_files(summary: RunSummary) -> None:
         size = _size(file.bytes) if file.bytes is not None else "-"
         rows.append((file.path, size, verdicts.get(file.path, state)))
     _print_table("Files", ("file", "size", "state"), rows)
+    if verification is not None:
+        _print_verdict(verification)
+
+
+def _print_verdict(verification: Verification) -> None:
+    intact = verification.checked - len(verification.damaged)
+    others = verification.unrecorded
+    unknown = f"; not recorded, of no account: {', '.join(others)}" if others else ""
+    output_console().print(f"{intact} of {verification.checked} files are as recorded{unknown}.")
 
 
 def _print_onnx(summary: OnnxSummary) -> None:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mimiq_deploy.commands.options import labels_option, read_labels
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -52,7 +54,7 @@ class ModelChoices:
             num_classes=self.num_classes,
             model_arguments=overrides_of(self.model_arguments),
             preprocessing=overrides_of(self.preprocessing),
-            labels=None if self.labels is None else _read_labels(self.labels),
+            labels=None if self.labels is None else read_labels(self.labels),
             seed=seed,
             device=device,
         )
@@ -79,11 +81,7 @@ _OPTIONS = (
         metavar="KEY=VALUE",
         help="What differs from timm's data configuration, such as mean=[0.5,0.5,0.5]; repeatable.",
     ),
-    click.option(
-        "--labels",
-        type=click.Path(path_type=Path),
-        help="Text file with the name of each class, one a line.",
-    ),
+    labels_option,
 )
 
 
@@ -98,12 +96,3 @@ def model_options(command: Callable[..., None]) -> Callable[..., None]:
     for option in reversed(_OPTIONS):
         option(with_choices)
     return with_choices
-
-
-def _read_labels(path: Path) -> list[str]:
-    from mimiq_runtime.errors import InvalidInputError
-
-    try:
-        return path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidInputError(f"The labels {path} cannot be read as text: {error}.") from error

@@ -16,9 +16,12 @@ if TYPE_CHECKING:
 __all__ = [
     "engine_option",
     "engines_option",
+    "gates_option",
     "json_option",
+    "labels_option",
     "output_console",
     "print_json",
+    "read_labels",
     "run_argument",
 ]
 
@@ -67,6 +70,36 @@ engines_option = click.option(
     help="What runs the model; may be given more than once.",
 )
 """``--engine NAME``, repeatable; the parameter ``engines``, a tuple of known names."""
+
+labels_option = click.option(
+    "--labels",
+    type=click.Path(path_type=Path),
+    help="Text file with the name of each class, one a line.",
+)
+"""``--labels FILE``; the parameter ``labels``, a :class:`~pathlib.Path` or None."""
+
+
+def read_labels(path: Path) -> list[str]:
+    """The names of the classes in a text file, one a line.
+
+    Raises:
+        InvalidInputError: The file cannot be read as text.
+    """
+    from mimiq_runtime.errors import InvalidInputError
+
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidInputError(f"The labels {path} cannot be read as text: {error}.") from error
+
+
+gates_option = click.option(
+    "--gates",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Gates in a YAML file; what the command line says goes before.",
+)
+"""``--gates FILE``; the parameter ``gates``, a path or None."""
 
 
 def print_json(value: Any) -> None:

@@ -108,9 +108,7 @@ def tell_story(folder: Path, *, say: Callable[[str], None]) -> DemoReport:
         for run in (noise, mimiq)
     }
     say("5/5 speed in ONNX Runtime, in turn with the full-precision model")
-    speed = benchmark_run(
-        mimiq, [ENGINE], batch_sizes=BATCH_SIZES, threads=None, rounds=100, seconds=5
-    )
+    speed = benchmark_run(mimiq, [ENGINE], batch_sizes=BATCH_SIZES, rounds=100, seconds=5)
     report = DemoReport(
         pictures=len(digits.test_labels),
         rows=_rows(noise, mimiq, reports, speed),

@@ -48,14 +48,9 @@ def known_fine_tunings() -> list[str]:
 
 def _fine_tuning_settings() -> dict[str, str]:
     """Each kind of fine-tuning, and the setting that asks for it."""
-    from mimiq_calib.recipe import Recipe
+    from mimiq_calib.recipe import FineTuning
 
-    field = Recipe.model_fields.get("fine_tuning")
-    if field is None:
-        return {"none": "distillation.epochs=0", "distill": ""}
-    kinds = field.annotation
-    assert kinds is not None
-    return {kind.value: f"fine_tuning={kind.value}" for kind in kinds}
+    return {kind.value: f"fine_tuning={kind.value}" for kind in FineTuning}
 
 
 @dataclass(frozen=True)

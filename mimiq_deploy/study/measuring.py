@@ -16,6 +16,7 @@ from mimiq_runtime.metrics import agreement, kl_divergence, top1_accuracy
 from mimiq_runtime.preprocessing import normalise
 from mimiq_runtime.progress import progress_bar
 from mimiq_runtime.schema import Schema
+from mimiq_runtime.strict_json import read_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -204,10 +205,15 @@ class Measurement:
 
     def measure(self, run: RunDirectory) -> Measured:
         """Measure a calibrated run, or read what was measured of it on the same images."""
+        with run.writing("study"):
+            return self._measure(run)
+
+    def _measure(self, run: RunDirectory) -> Measured:
         from mimiq_calib.run_models import load_student
 
-        if self.FILE in run.manifest.files and run.path(self.FILE).is_file():
-            before = Measured.model_validate_json(run.path(self.FILE).read_bytes())
+        # One that is damaged is measured anew.
+        if run.is_intact(self.FILE):
+            before = Measured.model_validate(read_json(run.path(self.FILE)))
             if before.yardstick == self.yardstick.sha256:
                 return before
         logits = self._logits(load_student(run).to(self._device))

@@ -18,6 +18,7 @@ from mimiq_deploy.study.report import (
 from mimiq_runtime.atomic import write_json, write_text
 from mimiq_runtime.errors import DivergedError, InvalidInputError
 from mimiq_runtime.machine import describe_machine, library_versions
+from mimiq_runtime.run_lock import hold_directory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -74,6 +75,11 @@ def run_study(request: StudyRequest, output: Path, *, say: Callable[[str], None]
             cell is made.
         RunDirectoryError: A cell was made with other choices.
     """
+    with hold_directory(output, "study"):
+        return _run_cells(request, output, say)
+
+
+def _run_cells(request: StudyRequest, output: Path, say: Callable[[str], None]) -> StudyReport:
     grid = request.grid
     work = [(cell, grid.recipe_of(cell)) for cell in grid.cells()]
     if not work:

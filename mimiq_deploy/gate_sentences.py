@@ -1,0 +1,26 @@
+"""A gate in a sentence, for reports that people read."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mimiq_runtime.gates import Gate
+
+if TYPE_CHECKING:
+    from mimiq_runtime.gates import GateResult
+
+__all__ = ["describe_gate"]
+
+_UNITS = {Gate.MAX_DROP: " points", Gate.MIN_SQNR: " dB", Gate.MAX_KL: " nats"}
+
+
+def describe_gate(gate: GateResult) -> str:
+    """What was expected and what came."""
+    unit = _UNITS.get(gate.name, "")
+    bound = "at most" if gate.name.is_upper else "at least"
+    if gate.measured is None:
+        got = "equal logits" if gate.passed else "no finite value"
+    else:
+        got = f"{gate.measured:.6g}{unit}"
+    against = "" if gate.against is None else f" against {gate.against}"
+    return f"{gate.name}{against}: expected {bound} {gate.limit:g}{unit}, got {got}"
