@@ -89,6 +89,11 @@ def model_of(
     return ir.Model(graph, ir_version=10)
 
 
+def copy_of(model: ir.Model) -> ir.Model:
+    """A model of its own, to be changed."""
+    return ir.from_proto(ir.to_proto(model))
+
+
 def run_reference(model: ir.Model, feeds: Mapping[str, Array]) -> list[Array]:
     """Outputs by ONNX's reference implementation; FakeQuantize nodes are understood."""
     evaluator = ReferenceEvaluator(ir.to_proto(model), new_ops=[FakeQuantize])

@@ -49,8 +49,9 @@ def tiny_vit(**arguments: object) -> nn.Module:
     """Random weights from a fixed seed, large enough for attention that is not uniform."""
     torch.manual_seed(7)
     architecture = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
+    architecture |= {"num_classes": 10}
     name = arguments.pop("name", "vit_tiny_patch16_224")
-    model: nn.Module = timm.create_model(name, num_classes=10, **architecture | arguments)
+    model: nn.Module = timm.create_model(name, **architecture | arguments)
     return _with_weights_that_matter(model)
 
 
@@ -58,9 +59,9 @@ def tiny_swin(**arguments: object) -> nn.Module:
     """Four windows of 16 tokens, plain and shifted; then one window after the patch merging."""
     torch.manual_seed(7)
     architecture = {"img_size": 32, "patch_size": 4, "window_size": 4, "embed_dim": 24}
-    architecture |= {"depths": (2, 2), "num_heads": (2, 3)}
+    architecture |= {"depths": (2, 2), "num_heads": (2, 3), "num_classes": 10}
     name = arguments.pop("name", "swin_tiny_patch4_window7_224")
-    model: nn.Module = timm.create_model(name, num_classes=10, **architecture | arguments)
+    model: nn.Module = timm.create_model(name, **architecture | arguments)
     return _with_weights_that_matter(model)
 
 

@@ -26,9 +26,14 @@ from mimiq_calib.conversion.convert import (
     insert_quantizers,
     quantizers_of,
 )
+from mimiq_calib.distillation import checkpoint as checkpoints
 from mimiq_calib.distillation.checkpoint import load_checkpoint, save_checkpoint
 from mimiq_calib.distillation.distill import EpochMetrics, _EpochImages, distill
 from mimiq_calib.distillation.losses import logit_distillation_loss, structural_attention_loss
+from mimiq_calib.distillation.parametrization import (
+    learn_scales_in_logarithm,
+    step_as_scales_would_,
+)
 from mimiq_calib.observation import observe_activations, scale_weights
 from mimiq_calib.processes import Processes
 from mimiq_calib.quantizers.quantizer import Quantizer, Skew
@@ -324,7 +329,7 @@ def test_divergence_says_what_to_do_and_keeps_the_last_good_epoch(training: Trai
     broken = {name: value.clone() for name, value in load_file(training.checkpoint).items()}
     broken["model:head.weight"][0, 0] = math.nan
     with safe_open(training.checkpoint, framework="pt") as file:
-        metadata = file.metadata()
+        metadata = {**file.metadata(), "sha256": checkpoints._digest(broken)}
     save_file(broken, training.checkpoint, metadata=metadata)
     damaged = training.checkpoint.read_bytes()
     with pytest.raises(InvalidInputError, match=r"diverged.*distillation.learning_rate"):
@@ -350,6 +355,35 @@ def test_gradients_are_clipped(training: Training) -> None:
     )
     # Nesterov's first step is 1.9 gradients long; each weight is rounded to single precision.
     assert 0.5e-3 < moved < 1.9e-3 * 1.01
+
+
+def test_sgd_steps_as_on_the_scales_themselves() -> None:
+    """LSQ learns the step itself; a small step of its logarithm is the same relative change."""
+    quantizer = Quantizer("q", TensorKind.WEIGHT, 4, Grid.signed(4), channels=3)
+    steps = torch.tensor([2e-4, 0.03, 5.0])
+    x = torch.randn(3, 50, generator=torch.Generator().manual_seed(0)) * 4 * steps[:, None]
+    with torch.no_grad():
+        quantizer.scale.copy_(steps)
+    pulled = torch.randn(3, 50, generator=torch.Generator().manual_seed(1)) * steps[:, None]
+
+    def gradients() -> None:
+        quantizer.zero_grad()
+        (quantizer(x) * pulled).sum().backward()
+
+    gradients()
+    assert quantizer.scale.grad is not None
+    relative = quantizer.scale.grad / steps
+    rate = 1e-3 / float(relative.abs().max())
+    with learn_scales_in_logarithm(nn.Sequential(quantizer)) as logarithms:
+        optimizer = torch.optim.SGD(logarithms, lr=rate)
+        gradients()
+        step_as_scales_would_(logarithms)
+        optimizer.step()
+    # To first order: 1e-3 is squared, and the scale itself is rounded to 24 bits.
+    torch.testing.assert_close(
+        quantizer.scale.detach() / steps - 1, -rate * relative, rtol=1e-3, atol=1e-6
+    )
+    assert float(relative.abs().min()) > 0.02 * float(relative.abs().max())
 
 
 def test_one_channel_can_be_distilled(tmp_path: Path) -> None:
@@ -420,7 +454,7 @@ class TestFile:
         self.step(model, optimizer)
         save_checkpoint(path, model, optimizer, next_epoch=1)
         path.write_bytes(path.read_bytes()[:keep])
-        with pytest.raises(RunDirectoryError, match="remove it to distil from the first epoch"):
+        with pytest.raises(RunDirectoryError, match="remove it to start this stage anew"):
             load_checkpoint(path, *self.parts())
 
     def test_of_another_model(self, tmp_path: Path) -> None:

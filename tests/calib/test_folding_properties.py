@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from mimiq_calib.conversion.convert import expose_attention
+from mimiq_calib.quantizers.learned_step import quantize_to_codes
 from mimiq_calib.reparametrization.attention_centring import centre_keys_and_values
 from mimiq_calib.reparametrization.norm_equalisation import equalise_norm
 from mimiq_calib.reparametrization.reparametrize import reparametrize
@@ -106,6 +107,62 @@ def test_norm_equalisation(
         equalise_norm(norm, layers, statistics_of(outputs_before), **grids(*widths))
     for layer, expected, size in zip(layers, before, sizes, strict=True):
         assert_same(linear(layer, layer_norm(norm, x)), expected, size)
+
+
+def assert_same_codes(folded: Array, before: Array, step: Array, shift: Array, grid: Grid) -> None:
+    """One step for all of ``folded`` gives the codes that a grid for each channel gives.
+
+    Args:
+        folded: What the folded layer puts out, ``(rows, channels)``.
+        before: What it put out before.
+        step: Step of each channel's own grid, ``(channels,)``.
+        shift: Middle of each channel's own grid.
+        grid: The codes of all of them.
+    """
+    largest = float(np.abs(folded).max())
+    scale = largest / grid.qmax
+    codes = quantize_to_codes(torch.from_numpy(folded), torch.tensor(scale), grid).numpy()
+    position = (before - shift) / (step * scale)
+    expected = np.clip(np.rint(position), grid.qmin, grid.qmax)
+    # Parameters are single precision; only what lies so near to the middle of two codes may turn.
+    tied = np.abs(position - np.floor(position) - 0.5) < 1e-6 * (
+        grid.qmax + np.abs(shift / step) / scale
+    )
+    assert ((codes == expected) | tied).all()
+    assert tied.mean() < 0.05
+
+
+@quickly
+@given(seed=seeds, channels=st.integers(2, 12), spread=spreads, widths=st.tuples(bits, bits))
+def test_a_folded_norm_has_the_codes_of_a_grid_for_each_channel(
+    seed: int, channels: int, spread: float, widths: tuple[int, int]
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    norm, layer = nn.LayerNorm(channels), nn.Linear(channels, 3)
+    norm.weight.data = uneven((channels,), spread, generator)
+    norm.bias.data = uneven((channels,), spread, generator)
+    x = array(torch.randn(40, channels, generator=generator))
+    before, weight, bias = layer_norm(norm, x), array(norm.weight), array(norm.bias)
+    with torch.no_grad():
+        equalise_norm(norm, [layer], statistics_of(before), **grids(*widths))
+    factor = weight / array(norm.weight)
+    shift = bias - array(norm.bias) * factor
+    assert_same_codes(layer_norm(norm, x), before, factor, shift, Grid.signed(widths[1]))
+
+
+@quickly
+@given(seed=seeds, spread=spreads, widths=st.tuples(bits, bits))
+def test_folded_values_have_the_codes_of_a_grid_for_each_channel(
+    seed: int, spread: float, widths: tuple[int, int]
+) -> None:
+    module, x = attention(seed, spread / 2)
+    _, before = attend(module, x)
+    with torch.no_grad():
+        equalise_values(module, statistics_of(before), **grids(*widths))
+    _, after = attend(module, x)
+    factor = array(module.head_unit).reshape(SIZE)
+    rows = (after.reshape(-1, SIZE), before.reshape(-1, SIZE))
+    assert_same_codes(*rows, factor, np.zeros(SIZE), Grid.signed(widths[1]))
 
 
 def attention(seed: int, spread: float) -> tuple[Any, Array]:

@@ -11,6 +11,8 @@ from mimiq_calib.quantizers.range_search import RangeMethod, mse_scale
 from mimiq_runtime.grid import Grid
 from mimiq_runtime.quantization_table import TensorKind
 
+SATURATING = (RangeMethod.PERCENTILE, RangeMethod.LSQ)
+
 
 def gelu() -> torch.Tensor:
     x = 2 * torch.randn(1, 4000, generator=torch.Generator().manual_seed(0))
@@ -35,8 +37,8 @@ def squared_error(values: torch.Tensor, grid: Grid) -> float:
 
 @pytest.mark.parametrize(
     ("bits", "method"),
-    # At 8 bits and by percentile, saturation is most of the error: not worth an addition.
-    [(b, m) for b in (2, 3, 4, 8) for m in RangeMethod if (b, m) != (8, RangeMethod.PERCENTILE)],
+    # At 8 bits their saturation is most of the error, whatever the grid: not worth an addition.
+    [(b, m) for b in (2, 3, 4, 8) for m in RangeMethod if b < 8 or m not in SATURATING],
 )
 def test_a_skewed_tensor_gets_a_skewed_grid(bits: int, method: RangeMethod) -> None:
     grid = choose(gelu(), bits, Skew.ANY, method)

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from mimiq_calib.conversion.layers import QuantizedLinear
 from mimiq_calib.distillation.parametrization import learn_scales_in_logarithm
 from mimiq_calib.quantizers.observer import ValueSample
 from mimiq_calib.quantizers.quantizer import Quantizer
@@ -118,6 +119,16 @@ def test_gradient_scale_counts_what_shares_a_step(channels: int | None) -> None:
     torch.testing.assert_close(quantizer.scale.grad, expected)
 
 
+def test_windows_of_one_image_share_a_step() -> None:
+    """Two images of three windows: the step's factor is that of all features of an image."""
+    quantizer = Quantizer("q", TensorKind.ACTIVATION, 4, Grid.signed(4))
+    quantizer.windows = 3
+    x = torch.full((6, 5, 2), 100.0)
+    quantizer(x).sum().backward()
+    assert quantizer.scale.grad is not None
+    assert float(quantizer.scale.grad) == pytest.approx(60 * 7.0 / (30 * 7) ** 0.5)
+
+
 class TestValueSample:
     def test_keeps_the_extremes_of_every_batch(self) -> None:
         sample = ValueSample(per_batch=10)
@@ -207,3 +218,49 @@ class TestLogarithm:
             with learn_scales_in_logarithm(student) as logarithms:
                 assert len(logarithms) == 2
         torch.testing.assert_close(student["w"].scale.data, torch.tensor([0.1, 1.0, 10.0]))
+
+
+class TestRecomputed:
+    """Weights of the preset ``faithful``: min-max of the weight at every use."""
+
+    def quantizer(self) -> Quantizer:
+        return Quantizer(
+            "layer.weight_quantizer",
+            TensorKind.WEIGHT,
+            4,
+            Grid.signed(4),
+            channels=3,
+            recomputed=True,
+        )
+
+    def expected(self, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        steps = np.float32(2) * np.abs(weight).reshape(3, -1).max(axis=1) / np.float32(15)
+        column = steps.reshape(3, 1)
+        return steps, np.clip(np.round(weight / column), -8, 7) * column
+
+    def test_follows_the_weight(self) -> None:
+        quantizer, weight = self.quantizer(), values(3, 40)
+        for factor in (1.0, 5.0):
+            steps, quantized = self.expected((weight * factor).numpy())
+            given = quantizer(weight * factor)
+            np.testing.assert_allclose(quantizer.scale.detach().numpy(), steps, rtol=1e-6)
+            np.testing.assert_allclose(given.detach().numpy(), quantized, rtol=1e-5, atol=1e-6)
+
+    def test_every_gradient_passes(self) -> None:
+        quantizer, weight = self.quantizer(), values(3, 40).requires_grad_(True)
+        torch.autograd.backward((quantizer(weight) * 3).sum())
+        assert weight.grad is not None
+        assert weight.grad.tolist() == torch.full((3, 40), 3.0).tolist()
+
+    def test_is_not_learned(self) -> None:
+        layer = nn.Linear(40, 3)
+        input_quantizer = activation_quantizer()
+        student = QuantizedLinear(layer, input_quantizer, self.quantizer())
+        with learn_scales_in_logarithm(student) as logarithms:
+            assert len(logarithms) == 1, "the input's"
+            assert not student.weight_quantizer.scale.requires_grad
+            student.weight.data.mul_(7)
+        steps, _ = self.expected(student.weight.detach().numpy())
+        np.testing.assert_allclose(
+            student.weight_quantizer.scale.detach().numpy(), steps, rtol=1e-6
+        )

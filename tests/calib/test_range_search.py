@@ -10,9 +10,11 @@ from scipy.optimize import minimize_scalar
 from mimiq_calib.quantizers.range_search import (
     SMALLEST_SCALE,
     RangeMethod,
+    lsq_scale,
     minmax_scale,
     mse_scale,
     percentile_scale,
+    recomputed_scale,
     search_scale,
 )
 from mimiq_runtime.grid import Grid
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 GRIDS = [Grid.signed(2), Grid.signed(4), Grid.signed(8), Grid.unsigned(4), Grid.unsigned(8)]
+COVERING = [method for method in RangeMethod if method is not RangeMethod.LSQ]
+"""Those that look at the range; LSQ's rule looks at the mean."""
 GRID_IDS = [f"{grid.qmin}..{grid.qmax}" for grid in GRIDS]
 
 
@@ -124,7 +128,7 @@ def test_the_largest_of_equally_good_scales_wins() -> None:
     assert mse_scale(torch.zeros(2, 5), Grid.signed(2)).tolist() == [1.0, 1.0]
 
 
-@pytest.mark.parametrize("method", list(RangeMethod))
+@pytest.mark.parametrize("method", COVERING)
 @pytest.mark.parametrize("grid", GRIDS, ids=GRID_IDS)
 def test_degenerate_channels_get_positive_finite_scales(grid: Grid, method: RangeMethod) -> None:
     values = torch.tensor([[0.0] * 4, [2.5] * 4, [-2.5] * 4, [1e-30] * 4, [0.0, 0.0, -1.0, -3.0]])
@@ -142,7 +146,7 @@ def test_degenerate_channels_get_positive_finite_scales(grid: Grid, method: Rang
     assert scale[3] == pytest.approx(SMALLEST_SCALE)
 
 
-@pytest.mark.parametrize("method", list(RangeMethod))
+@pytest.mark.parametrize("method", COVERING)
 def test_one_sample(method: RangeMethod) -> None:
     scale = search_scale(torch.tensor([[3.5]]), Grid.signed(4), method, percentile=99.9)
     assert scale.shape == (1,)
@@ -168,3 +172,28 @@ def test_channels_do_not_mix() -> None:
         together = search_scale(values, grid, method, percentile=98.0)
         alone = [search_scale(row[None], grid, method, percentile=98.0) for row in values]
         torch.testing.assert_close(together, torch.cat(alone), rtol=1e-6, atol=0.0)
+
+
+@pytest.mark.parametrize("grid", GRIDS, ids=GRID_IDS)
+def test_lsq_starts_from_the_mean_magnitude(grid: Grid) -> None:
+    values = channels()
+    expected = 2 * np.abs(values.numpy()).mean(axis=1) / np.sqrt(grid.qmax)
+    for scale in (
+        lsq_scale(values, grid),
+        search_scale(values, grid, RangeMethod.LSQ, percentile=99),
+    ):
+        np.testing.assert_allclose(scale.numpy(), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_recomputed_scale_is_that_of_the_published_code(bits: int) -> None:
+    values = channels()
+    expected = 2 * np.abs(values.numpy()).max(axis=1) / (2**bits - 1)
+    scale = recomputed_scale(values, Grid.signed(bits))
+    np.testing.assert_allclose(scale.numpy(), expected, rtol=1e-6)
+
+
+def test_channels_of_zeros_get_a_scale_of_one() -> None:
+    zeros = torch.zeros(2, 5)
+    assert lsq_scale(zeros, Grid.signed(4)).tolist() == [1.0, 1.0]
+    assert recomputed_scale(zeros, Grid.signed(4)).tolist() == [1.0, 1.0]

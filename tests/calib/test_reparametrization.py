@@ -32,6 +32,7 @@ from mimiq_calib.reparametrization.norm_equalisation import (
 from mimiq_calib.reparametrization.reparametrize import reparametrize
 from mimiq_calib.reparametrization.statistics import ChannelStatistics, watch_inputs
 from mimiq_calib.reparametrization.value_equalisation import equalise_values
+from mimiq_calib.taps import attention_taps
 from mimiq_runtime.grid import Grid
 
 GRIDS = {"weight_grid": Grid.signed(4), "activation_grid": Grid.signed(4)}
@@ -51,6 +52,24 @@ def assert_same_function(after: nn.Module, before: torch.Tensor) -> None:
     # 1e-5 of the logits' size, which is about one: a chain of single-precision sums.
     scale = float(before.abs().max())
     torch.testing.assert_close(outputs(after), before, rtol=0.0, atol=1e-5 * scale)
+
+
+def assert_same_heads(after: nn.Module, before: nn.Module) -> None:
+    """What the distillation compares: nothing of the reparametrization is seen in it."""
+    for ours, theirs in zip(heads_of(after), heads_of(before), strict=True):
+        size = float(theirs.abs().max())
+        torch.testing.assert_close(centred(ours), centred(theirs), rtol=0.0, atol=1e-5 * size)
+
+
+def heads_of(model: nn.Module) -> list[torch.Tensor]:
+    with attention_taps(model, "head_outputs") as taps:
+        outputs(model)
+        return list(taps)
+
+
+def centred(heads: torch.Tensor) -> torch.Tensor:
+    """Value centring moves each channel by one number, and the loss looks at none."""
+    return heads - heads.mean(dim=2, keepdim=True)
 
 
 def statistics_of(x: torch.Tensor) -> ChannelStatistics:
@@ -283,6 +302,14 @@ class TestValueEqualisation:
         assert equalise_values(model.blocks[0].attn, self.projected(model), **GRIDS) is None
         assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
+    def test_heads_are_read_in_the_units_of_the_original_model(self) -> None:
+        model = self.uneven_values()
+        statistics, before = self.projected(model), heads_of(model)
+        equalise_values(model.blocks[0].attn, statistics, **GRIDS)
+        assert float(model.blocks[0].attn.head_unit.max()) > 2
+        for now, then in zip(heads_of(model), before, strict=True):
+            torch.testing.assert_close(now, then, rtol=1e-4, atol=1e-5)
+
 
 def calibrated(model: nn.Module, settings: Any) -> nn.Module:
     """All of an observation, as ``mimiq_deploy.calibration`` does it."""
@@ -316,6 +343,7 @@ def test_reparametrizing_keeps_the_function(chosen: str, arguments: dict[str, An
     )
     set_quantizers(student, enabled=False)
     assert_same_function(student, before)
+    assert_same_heads(student, model)
 
 
 def test_everything_is_changed_where_it_applies() -> None:
@@ -384,6 +412,7 @@ def test_reparametrizing_keeps_the_function_of_swin(chosen: str, arguments: dict
     )
     set_quantizers(student, enabled=False)
     assert_same_function(student, before)
+    assert_same_heads(student, model)
 
 
 def uneven_swin(**arguments: Any) -> nn.Module:

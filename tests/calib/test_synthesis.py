@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from torch import nn
 
 from mimiq_calib.conversion.convert import expose_attention
 from mimiq_calib.synthesis.augmentation import SynthesisAugmentation
+from mimiq_calib.synthesis.dead_leaves import dead_leaves
 from mimiq_calib.synthesis.mimiq import SynthesisedBatch, synthesise_batch
 from mimiq_calib.synthesis.preview import write_preview
 from mimiq_calib.synthesis.sources import ShardRequest, make_shard, steps_of_shard
@@ -27,6 +29,7 @@ from mimiq_runtime.errors import DatasetError, ImageError, InvalidInputError
 from mimiq_runtime.manifest import Preprocessing
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from mimiq_calib.recipe import SynthesisSettings
@@ -62,6 +65,33 @@ def test_the_same_for_the_same_seed() -> None:
     assert torch.equal(first.labels, again.labels)
     assert first.metrics == again.metrics
     assert not torch.equal(first.images, other.images)
+
+
+def test_start_from_dead_leaves() -> None:
+    """With a learning rate of next to nothing the images stay what they began as."""
+    still = {"learning_rate": 1e-9, "final_learning_rate": 0.0, "weight_decay": 0.0}
+    model = teacher()
+    batch = synthesise(model, synthesis(start="dead-leaves", **still), seed=1)
+    drawn = int(torch.randint(2**31, (), generator=torch.Generator().manual_seed(1)))
+    assert torch.equal(batch.images, dead_leaves(4, (3, 32, 32), seed=drawn))
+    other = synthesise(model, synthesis(start="dead-leaves", **still), seed=2)
+    assert not torch.equal(batch.images, other.images)
+    noise = synthesise(model, synthesis(**still), seed=1)
+    # Neighbours in noise are strangers; in a picture of shapes they are often the same.
+    assert neighbours_apart(noise.images) > 1.3 * neighbours_apart(batch.images)
+
+
+def test_dead_leaves_move_as_noise_does() -> None:
+    model = teacher()
+    still = synthesise(model, synthesis(start="dead-leaves", learning_rate=1e-9), seed=1)
+    moved = synthesise(model, synthesis(start="dead-leaves"), seed=1)
+    assert torch.equal(moved.labels, still.labels)
+    assert not torch.equal(moved.images, still.images)
+    assert moved.metrics[-1]["loss"] < moved.metrics[0]["loss"]
+
+
+def neighbours_apart(images: torch.Tensor) -> float:
+    return float(images.float().diff(dim=-1).abs().mean())
 
 
 def test_the_teacher_is_left_as_it_was() -> None:
@@ -298,15 +328,15 @@ class _Run:
     def __init__(self, root: Path, shards: dict[str, torch.Tensor]) -> None:
         self.root, self.shards, self.recorded = root, shards, []
 
-    def path(self, relative: str) -> Path:
-        return self.root / relative
-
     def read_tensors(self, relative: str, *, made_by: str) -> dict[str, np.ndarray]:
         assert made_by
         return {"images": self.shards[relative].numpy()}
 
-    def record_files(self, *relatives: str) -> None:
-        self.recorded += relatives
+    @contextlib.contextmanager
+    def replacing(self, relative: str) -> Iterator[Path]:
+        (self.root / relative).parent.mkdir()
+        yield self.root / relative
+        self.recorded.append(relative)
 
 
 @pytest.mark.parametrize(("count", "rows"), [(1, 1), (8, 1), (9, 2), (50, 4)])

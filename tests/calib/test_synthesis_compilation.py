@@ -111,17 +111,6 @@ def test_a_compilation_that_was_insisted_on_must_work(monkeypatch: pytest.Monkey
         shard(expose_attention(tiny_vit()), synthesis(compile=True))
 
 
-def test_lack_of_memory_is_a_sentence() -> None:
-    model = expose_attention(tiny_vit())
-
-    def fail(*_arguments: Any) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    model.register_forward_pre_hook(fail)
-    with pytest.raises(InvalidInputError, match=r"2 images at a time; lower synthesis.batch_size"):
-        shard(model, synthesis())
-
-
 @pytest.mark.usefixtures("traced")
 def test_a_compiled_teacher_is_kept_as_long_as_the_teacher() -> None:
     model = expose_attention(tiny_vit())

@@ -66,6 +66,25 @@ def outputs(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
     return model(x)
 
 
+def test_quantizers_know_how_many_windows_an_image_brings(case: Case) -> None:
+    """A window is an entry of the batch there, and an image is one everywhere else."""
+    student = build_student(expose_attention(case.model()), quantization(8, 8))
+    seen: dict[str, int] = {}
+    handles = [
+        quantizer.register_forward_pre_hook(
+            lambda module, inputs: seen.update({module.name: len(inputs[0])})
+        )
+        for quantizer in quantizers_of(student)
+        if quantizer.kind is TensorKind.ACTIVATION
+    ]
+    outputs(student, case.images(3))
+    for handle in handles:
+        handle.remove()
+    for quantizer in quantizers_of(student):
+        if quantizer.kind is TensorKind.ACTIVATION:
+            assert seen[quantizer.name] == 3 * quantizer.windows, quantizer.name
+
+
 def attentions(model: nn.Module) -> list[ExposedWindowAttention]:
     return [module for module in model.modules() if isinstance(module, ExposedWindowAttention)]
 

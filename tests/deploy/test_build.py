@@ -19,6 +19,7 @@ from mimiq_deploy.cli import cli
 from mimiq_deploy.engine_models import engine_model
 from mimiq_runtime.engine_record import BuildOptions, HardwareCompatibility
 from mimiq_runtime.errors import EngineError, RunDirectoryError
+from mimiq_runtime.event_log import EVENTS
 from mimiq_runtime.session import TimedOnDevice, open_session
 
 if TYPE_CHECKING:
@@ -69,7 +70,15 @@ class TestWithoutTensorRT:
     def test_json(self, run: RunDirectory) -> None:
         result = build(run.root, "--json")
         assert result.exit_code == 3
-        assert set(json.loads(result.stdout)) == {"reason", "onnx", "command"}
+        told = json.loads(result.stdout)
+        assert set(told) == {"reason", "onnx", "command", "lint"}
+        assert {finding["node"] for finding in told["lint"]} >= {"body/MatMul"}
+
+    def test_the_lint_is_told(self, run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert "Lint for trt: " in build(run.root).output
+        monkeypatch.setitem(sys.modules, "mimiq_export.lint.linters", None)
+        onnx = run.path("export/trt/model.onnx")
+        assert f"then mimiq-deploy inspect {onnx} --lint trt" in build(run.root).output
 
     def test_an_onnx_file(self, tmp_path: Path) -> None:
         onnx = save_model(tmp_path / "my model.onnx")
@@ -80,6 +89,7 @@ class TestWithoutTensorRT:
     def test_nothing_is_written(self, run: RunDirectory) -> None:
         before = sorted(run.root.rglob("*"))
         build(run.root)
+        (run.root / EVENTS).unlink()  # which say that it was tried
         assert sorted(run.root.rglob("*")) == before
 
     def test_a_run_that_was_not_exported_comes_first(self, tmp_path: Path) -> None:

@@ -12,11 +12,13 @@ from PIL import Image
 from safetensors.numpy import load_file
 from safetensors.torch import save_file
 
-from mimiq_calib import observation, run_models
+from mimiq_calib import estimation, observation, run_models
 from mimiq_calib.distillation import distill as distilling
-from mimiq_calib.recipe import Recipe
+from mimiq_calib.recipe import FineTuning, Recipe, ReconstructionSettings
+from mimiq_calib.reconstruction import reconstruct as reconstructing
 from mimiq_calib.run_models import load_student, load_teacher, recipe_of
 from mimiq_calib.synthesis import sources
+from mimiq_calib.synthesis.dead_leaves import dead_leaves
 from mimiq_deploy.calibration import CalibrationRequest, calibrate
 from mimiq_runtime.atomic import sha256_of
 from mimiq_runtime.errors import (
@@ -25,11 +27,14 @@ from mimiq_runtime.errors import (
     RunDirectoryError,
     UnsupportedModelError,
 )
+from mimiq_runtime.estimate import accuracy_kept, read_estimate
+from mimiq_runtime.event_log import EVENTS, read_events
 from mimiq_runtime.run_directory import RunDirectory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+    from types import ModuleType
 
 ARCHITECTURE = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
 
@@ -91,10 +96,11 @@ def finished(
 
 
 def contents(folder: Path) -> dict[str, bytes]:
+    """All files but the events, which tell times and are added to by every attempt."""
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in folder.rglob("*")
-        if path.is_file()
+        if path.is_file() and path.name != EVENTS
     }
 
 
@@ -421,6 +427,189 @@ class TestResuming:
         (tmp_path / "images/shard-00001.safetensors").unlink()
         with pytest.raises(RunDirectoryError, match="shard-00001"):
             calibrate(request_, tmp_path, resume=True)
+
+
+@pytest.fixture(scope="module")
+def both(request_: CalibrationRequest) -> CalibrationRequest:
+    """Reconstruction, distillation and an estimate."""
+    chosen = recipe().model_copy(
+        update={
+            "fine_tuning": FineTuning.RECONSTRUCT_DISTILL,
+            "reconstruction": ReconstructionSettings(
+                iterations=2, batch_size=4, views=2, learning_rate=1e-3, precision="fp32"
+            ),
+            "synthesis": recipe().synthesis.model_copy(update={"held_out": 3, "dead_leaves": 2}),
+        }
+    )
+    return replace(request_, recipe=chosen)
+
+
+@pytest.fixture(scope="module")
+def whole(both: CalibrationRequest, tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
+    return calibrate(both, tmp_path_factory.mktemp("runs") / "whole")
+
+
+class TestFineTuningAndEstimate:
+    """Reconstruction before distillation, and the estimate behind both."""
+
+    def test_stages_and_files(self, whole: RunDirectory) -> None:
+        stages = whole.manifest.stages
+        assert list(stages) == [
+            *("synthesis", "observation", "reconstruction", "distillation", "estimate")
+        ]
+        assert all(stage.state == "done" for stage in stages.values())
+        assert stages["reconstruction"].details["blocks"] == 4
+        added = {
+            "estimate.json",
+            "images/shard-00003.safetensors",
+            "images/dead-leaves.safetensors",
+        }
+        assert added <= set(whole.manifest.files)
+        assert whole.damaged_files() == []
+        assert not any(whole.path("checkpoints").iterdir())
+        links = [r["link"] for r in metrics_of(whole) if r["stage"] == "reconstruction"]
+        assert links == ["stem", "blocks.0", "blocks.1", "tail"]
+
+    def test_events(self, whole: RunDirectory) -> None:
+        events = [event for event in read_events(whole.root) if event.stage is not None]
+        ends = [event for event in events if event.event == "finished"]
+        assert [event.stage for event in ends] == list(whole.manifest.stages)
+        assert all(event.peak_rss_mib is not None for event in ends)
+        shards = len(list(whole.path("images").glob("shard-*")))
+        for stage, pieces in (("synthesis", shards), ("reconstruction", 4), ("distillation", 2)):
+            own = [event for event in events if event.stage == stage]
+            told = [(event.piece, event.of) for event in own[1:-1]]
+            assert told == [(piece, pieces) for piece in range(pieces)], stage
+            assert [own[0].event, own[-1].event] == ["started", "finished"]
+            seconds = [event.seconds or 0.0 for event in own[1:]]
+            assert seconds == sorted(seconds)
+        first, last = read_events(whole.root)[0], read_events(whole.root)[-1]
+        assert [first.event, last.event] == ["started", "finished"]
+        assert first.stage is last.stage is None
+
+    def test_estimate_is_of_images_that_were_held_out(self, whole: RunDirectory) -> None:
+        estimate = read_estimate(whole)
+        assert estimate is not None
+        assert (estimate.images, estimate.source) == (3, "mimiq")
+        shards = [load_file(whole.path(f"images/shard-0000{n}.safetensors")) for n in range(4)]
+        every = np.concatenate([shard["images"] for shard in shards])
+        assert len(every) == 4 + 3
+        scale = whole.manifest.preprocessing
+        mean, std = (np.array(v).reshape(3, 1, 1) for v in (scale.mean, scale.std))
+        x = torch.tensor((every[4:] / 255 - mean) / std, dtype=torch.float32)
+        with torch.no_grad():
+            exact, given = load_teacher(whole)(x).numpy(), load_student(whole)(x).numpy()
+        assert estimate.accuracy_kept == pytest.approx(accuracy_kept(exact, given), abs=1e-3)
+        assert estimate.logits.mean_abs_error == pytest.approx(np.abs(exact - given).mean(), 0.02)
+
+    def test_held_out_images_change_nothing_else(
+        self, whole: RunDirectory, both: CalibrationRequest, tmp_path: Path
+    ) -> None:
+        synthesis = both.recipe.synthesis.model_copy(update={"held_out": 0})
+        without = both.recipe.model_copy(update={"synthesis": synthesis})
+        run = calibrate(replace(both, recipe=without), tmp_path)
+        assert read_estimate(run) is None
+        for name in ("quantized.safetensors", "images/shard-00001.safetensors"):
+            assert run.path(name).read_bytes() == whole.path(name).read_bytes()
+
+    def test_dead_leaves_are_among_the_images(
+        self, whole: RunDirectory, both: CalibrationRequest, tmp_path: Path
+    ) -> None:
+        """They change what is learned, they are those of the seed, and a resumed run reads them."""
+        stored = load_file(whole.path("images/dead-leaves.safetensors"))["images"]
+        np.testing.assert_array_equal(stored, dead_leaves(2, (3, 32, 32), seed=3).numpy())
+        synthesis = both.recipe.synthesis.model_copy(update={"dead_leaves": 0})
+        without = both.recipe.model_copy(update={"synthesis": synthesis})
+        run = calibrate(replace(both, recipe=without), tmp_path)
+        assert "images/dead-leaves.safetensors" not in run.manifest.files
+        ours, theirs = (r.path("quantized.safetensors").read_bytes() for r in (whole, run))
+        assert ours != theirs
+
+    @pytest.mark.parametrize(
+        ("module", "function", "call"),
+        [
+            (reconstructing, "save_checkpoint", 2),
+            (distilling, "distill", 1),
+            (distilling, "save_checkpoint", 1),
+            (estimation, "estimate_cost", 1),
+        ],
+        ids=["reconstruction", "before distillation", "distillation", "estimate"],
+    )
+    def test_resumed(
+        self,
+        whole: RunDirectory,
+        both: CalibrationRequest,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        module: ModuleType,
+        function: str,
+        call: int,
+    ) -> None:
+        original, calls = getattr(module, function), 0
+
+        def dying(*arguments: Any, **others: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == call:
+                raise Killed
+            return original(*arguments, **others)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(module, function, dying)
+            with pytest.raises(Killed):
+                calibrate(both, tmp_path)
+        run = calibrate(both, tmp_path, resume=True)
+        for name in ("quantized.safetensors", "metrics.jsonl", "estimate.json"):
+            assert run.path(name).read_bytes() == whole.path(name).read_bytes(), name
+        assert set(contents(tmp_path)) == set(contents(whole.root))
+        assert list(run.manifest.stages) == list(whole.manifest.stages)
+        before = contents(tmp_path)
+        calibrate(both, tmp_path, resume=True)
+        assert contents(tmp_path) == before, "a finished run is left alone"
+
+    @pytest.mark.parametrize("value", list(FineTuning))
+    def test_each_way_trains_what_it_says(
+        self, both: CalibrationRequest, tmp_path: Path, value: FineTuning
+    ) -> None:
+        chosen = both.recipe.model_copy(update={"fine_tuning": value})
+        run = calibrate(replace(both, recipe=chosen), tmp_path)
+        trained = {record["stage"] for record in metrics_of(run)} - {"synthesis"}
+        expected = {"reconstruction"} if value.reconstructs else set()
+        assert trained == expected | ({"distillation"} if value.distills else set())
+        assert read_estimate(run) is not None
+
+    def test_faithful(self, both: CalibrationRequest, tmp_path: Path) -> None:
+        """Weight scales are those of the weights as they ended, and quantization.json says so."""
+        content = both.recipe.model_dump(mode="json") | {"preset": "faithful"}
+        content["quantization"] = {"weight_bits": 4, "activation_bits": 4}
+        run = calibrate(replace(both, recipe=Recipe.model_validate(content)), tmp_path)
+        tensors = load_file(run.path("quantized.safetensors"))
+        for row in run.quantization_table().tensors:
+            if row.kind == "weight":
+                weight = tensors[row.name.replace("_quantizer", "")]
+                largest = np.abs(weight).reshape(len(weight), -1).max(axis=1)
+                np.testing.assert_allclose(np.float32(row.scale), 2 * largest / 15, rtol=1e-6)
+            assert (row.qmin, row.qmax) == (-8, 7)
+        with torch.no_grad():
+            difference = (load_student(run)(images(5)) - load_teacher(run)(images(5))).square()
+        assert torch.isfinite(difference).all()
+
+    def test_layer_bits_reach_the_table(self, both: CalibrationRequest, tmp_path: Path) -> None:
+        content = recipe(epochs=0).model_dump(mode="json")
+        content["quantization"]["layer_bits"] = {"*.fc2": "w8a6"}
+        run = calibrate(replace(both, recipe=Recipe.model_validate(content)), tmp_path)
+        rows = [row for row in run.quantization_table().tensors if ".fc2." in row.name]
+        assert sorted((row.kind, row.bits) for row in rows) == [
+            *2 * [("activation", 6)],
+            *2 * [("weight", 8)],
+        ]
+
+    def test_a_pattern_that_matches_nothing(self, both: CalibrationRequest, tmp_path: Path) -> None:
+        content = recipe().model_dump(mode="json")
+        content["quantization"]["layer_bits"] = {"fc2": "a8"}
+        with pytest.raises(InvalidInputError, match="no layer of this model matches 'fc2'"):
+            calibrate(replace(both, recipe=Recipe.model_validate(content)), tmp_path / "run")
+        assert not (tmp_path / "run").exists(), "refused before anything is made"
 
 
 class TestRefusals:

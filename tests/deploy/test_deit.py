@@ -19,8 +19,10 @@ pytestmark = pytest.mark.shared_data
 SHORT = (
     "synthesis.num_images=16",
     "synthesis.iterations=40",
+    "synthesis.held_out=0",
+    "synthesis.dead_leaves=16",
     "observation.num_images=16",
-    "distillation.epochs=4",
+    "reconstruction.iterations=10",
 )
 
 

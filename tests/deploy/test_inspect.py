@@ -6,6 +6,7 @@ import builtins
 import json
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 from _helpers.runs import ONNX_PATH, SIZE, make_run, make_table, write_classifier
 from click.testing import CliRunner, Result
@@ -14,6 +15,7 @@ from mimiq_deploy.cli import cli
 from mimiq_deploy.onnx_summary import summarise_onnx
 from mimiq_deploy.run_summary import summarise_run, summarise_table, verify_run
 from mimiq_runtime.errors import MissingDependencyError, OnnxModelError, RunDirectoryError
+from mimiq_runtime.estimate import ESTIMATE_PATH, estimate_from_logits
 from mimiq_runtime.run_directory import RunDirectory
 
 if TYPE_CHECKING:
@@ -68,6 +70,25 @@ def test_tables_of_a_run(run: RunDirectory) -> None:
     output = inspect(run.root).output
     for word in ("tiny_colours", "w4a8", "quick", "12.5", ONNX_PATH, "activation", "0.002"):
         assert word in output
+
+
+def test_estimate_of_a_run(run: RunDirectory) -> None:
+    assert inspect_json(run.root)["estimate"] is None
+    assert "none was made" in inspect(run.root).output
+    reference = np.eye(4, 3) * 9
+    estimate = estimate_from_logits(
+        reference, -reference, source="mimiq", blocks={"blocks.7": 12.34, "blocks.8": None}, seed=0
+    )
+    run.write_json(ESTIMATE_PATH, estimate.model_dump(mode="json"))
+    assert inspect_json(run.root)["estimate"] == estimate.model_dump(mode="json")
+    output = " ".join(inspect(run.root).output.split())
+    assert f"keeps about {100 * estimate.accuracy_kept:.0f} %" in output
+    for word in ("4 held-out images (mimiq)", "no photograph was seen", "blocks.7", "12.3"):
+        assert word in output
+    run.path(ESTIMATE_PATH).write_text("{}")
+    assert inspect(run.root).exit_code == 2
+    verified = inspect(run.root, "--verify")
+    assert "estimate.json changed" in " ".join(verified.output.split()), "and not a fault of JSON"
 
 
 def test_quantizers_are_grouped_by_kind_and_bits() -> None:

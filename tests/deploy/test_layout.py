@@ -44,6 +44,10 @@ DATA = {
     "mimiq_deploy/demo/digits_vit.json",
     "mimiq_deploy/demo/digits_vit.safetensors",
     *(f"mimiq_deploy/recipes/{name}.yaml" for name in ("balanced", "demo", "paper", "quick")),
+    *(
+        f"mimiq_runtime/report/templates/{name}"
+        for name in ("page.css", "page.html.j2", "parts.html.j2")
+    ),
     *(f"{package}/py.typed" for package in PACKAGES),
 }
 """Everything in the wheel that is no module."""
@@ -234,7 +238,7 @@ def test_no_file_names_a_machines_folders() -> None:
     assert pattern.search("x = '" + "/".join(["", "root", "x'"]))
     found = []
     for path in project_files():
-        if path.suffix in {".safetensors", ".png"} or path == Path(__file__):
+        if path.suffix in {".safetensors", ".png", ".onnx"} or path == Path(__file__):
             continue
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
             if pattern.search(line):
@@ -271,8 +275,8 @@ def _recipe_keys(model: type[Any], prefix: str = "") -> Iterator[tuple[str, str]
         if hasattr(field.annotation, "model_fields"):
             yield from _recipe_keys(field.annotation, f"{prefix}{name}.")
         else:
-            default = "required" if field.is_required() else json.dumps(field.default)
-            yield prefix + name, default
+            default = field.get_default(call_default_factory=True)
+            yield prefix + name, "required" if field.is_required() else json.dumps(default)
 
 
 def _links(page: Path) -> list[str]:

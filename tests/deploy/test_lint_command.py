@@ -46,6 +46,19 @@ def test_warnings_are_printed_and_the_exit_code_is_0(onnx_file: Path) -> None:
     assert "Transpose that makes transposed: it stands between" in result.output
 
 
+def test_strictness_makes_warnings_exit_code_1(onnx_file: Path) -> None:
+    result = inspect(onnx_file, "--lint", "ort-cpu", "--strict")
+    assert result.exit_code == 1
+    assert "Lint for ort-cpu: 0 errors, 1 warnings" in result.output
+    assert inspect(onnx_file, "--lint", "openvino", "--strict").exit_code == 0
+
+
+def test_strictness_without_a_linter_is_a_mistake(onnx_file: Path) -> None:
+    result = inspect(onnx_file, "--strict")
+    assert result.exit_code == 2
+    assert "give --lint and a target" in result.output
+
+
 def test_errors_are_exit_code_1(onnx_file: Path) -> None:
     with_zero_point(onnx_file)
     result = inspect(onnx_file, "--lint", "trt")

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from _helpers.planted_faults import change_scale
 from click.testing import CliRunner, Result
 
 from mimiq_deploy.cli import cli
@@ -42,6 +45,7 @@ def calibrate_arguments(run: Path, bits: str) -> list[str | Path]:
         "synthesis.batch_size=32",
         "synthesis.iterations=30",
         "distillation.epochs=8",
+        "synthesis.held_out=16",
     ):
         arguments += ["--set", setting]
     return arguments
@@ -61,6 +65,8 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     run = tmp_path_factory.mktemp("runs") / request.param
     result = invoke(*calibrate_arguments(run, request.param))
     assert result.exit_code == 0, result.output
+    # The folder's length decides where the sentence is wrapped.
+    assert "by 16 held-out images (mimiq)" in " ".join(result.output.split())
     result = invoke("export", run, "--target", "ort-cpu", "--json")
     assert result.exit_code == 0, result.output
     return run
@@ -117,16 +123,7 @@ def test_a_changed_scale_fails_the_parity_gate(run: Path, pictures: Path, tmp_pa
     """Parity must notice a wrong file: one scale of the first block is 5 % too large."""
     copy = tmp_path / "copy"
     shutil.copytree(run, copy)
-    path = copy / "export" / "ort-cpu" / "model.onnx"
-    model = onnx.load(path)
-    (scale,) = [
-        tensor
-        for tensor in model.graph.initializer
-        if tensor.name == "blocks.0.mlp.fc1.input_quantizer/scale"
-    ]
-    changed = onnx.numpy_helper.to_array(scale) * np.float32(1.05)
-    scale.CopyFrom(onnx.numpy_helper.from_array(changed, scale.name))
-    onnx.save(model, path)
+    change_scale(copy / "export" / "ort-cpu" / "model.onnx", "blocks.0.mlp.fc1.input_quantizer")
     _, before = validate(run, "--data", pictures)
     _, after = validate(copy, "--data", pictures)
     right, wrong = (
@@ -171,12 +168,19 @@ def test_an_export_of_linear_layers_is_compared_with_that_student(
     assert engine["recorded"]["agreement"] >= 0.9
 
 
-def test_export_for_tensorrt_needs_no_tensorrt(run: Path, tmp_path: Path) -> None:
+def test_export_for_tensorrt_needs_no_tensorrt(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ends with the ONNX, its lint, and what is left to the device."""
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
     copy = tmp_path / "copy"
     shutil.copytree(run, copy)
     result = invoke("export", copy, "--trt")
-    assert result.exit_code == 0, result.output
-    assert "Lint for trt: 0 errors" in result.output
+    assert result.exit_code == 3, result.output
+    assert result.output.count("Lint for trt: 0 errors") == 1
+    assert f"ONNX: {copy / 'export' / 'trt' / 'model.onnx'}" in result.output
+    command = result.output.splitlines()[-1].strip()
+    assert command == f"pip install 'mimiq-deploy[trt]' && mimiq-deploy build {copy} --engine trt"
     record = json.loads((copy / "export" / "trt" / "export.json").read_text())
     assert (record["target"], record["scope"], record["opset"]) == ("trt", "linear", 20)
     assert record["lint"]
@@ -184,6 +188,25 @@ def test_export_for_tensorrt_needs_no_tensorrt(run: Path, tmp_path: Path) -> Non
     result = invoke("inspect", copy / "export" / "trt" / "model.onnx", "--lint", "trt", "--json")
     assert result.exit_code == 0
     assert json.loads(result.stdout)["findings"] == record["lint"]
+    assert agreement_with_half_precision(copy) >= 0.95
+    result = invoke("export", copy, "--trt", "--target", "openvino")
+    assert (result.exit_code, "--trt is --target trt" in result.output) == (2, True)
+
+
+def agreement_with_half_precision(run: Path) -> float:
+    """Of fp16 beside fp32, on the images of the run, in ONNX Runtime; its weights are halves."""
+    half = onnx.load(run / "export" / "fp16" / "model.onnx")
+    types = {tensor.data_type for tensor in half.graph.initializer if len(tensor.dims) == 2}
+    assert types == {onnx.TensorProto.FLOAT16}
+    images = np.random.default_rng(0).normal(size=(64, 1, 32, 32)).astype(np.float32)
+    logits = [
+        onnxruntime.InferenceSession(run / "export" / name / "model.onnx").run(
+            None, {"images": images}
+        )[0]
+        for name in ("fp32", "fp16")
+    ]
+    np.testing.assert_allclose(*logits, rtol=0, atol=0.02 * np.abs(logits[0]).max())
+    return float((logits[0].argmax(1) == logits[1].argmax(1)).mean())
 
 
 def test_the_full_precision_model_has_no_scope(run: Path) -> None:
@@ -192,16 +215,88 @@ def test_the_full_precision_model_has_no_scope(run: Path) -> None:
     assert "fp32 quantizes nothing" in result.output
 
 
+def test_pixels_and_packed_weights_change_no_answer(
+    run: Path, pictures: Path, tmp_path: Path
+) -> None:
+    if run.name != "w4a4":
+        pytest.skip("nothing to pack")
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    result = invoke("export", copy, "--packed-int4", "--with-preprocessing")
+    assert result.exit_code == 0, result.output
+    assert "weights stored as INT4" in result.output
+    record = json.loads((copy / "export" / "ort-cpu" / "export.json").read_text())
+    assert (record["input"], record["opset"]) == ("pixels", 21)
+
+    _, before = validate(run, "--data", pictures)
+    _, after = validate(copy, "--data", pictures)
+    outside, inside = (report["engines"]["ort-cpu"] for report in (before, after))
+    assert (outside["session"]["takes"], inside["session"]["takes"]) == ("normalised", "pixels")
+    # Every logit is the same number, so every measure is.
+    for part in ("recorded", "parity", "accuracy"):
+        assert inside[part] == outside[part]
+
+    answers = [
+        json.loads(invoke("predict", folder, pictures / "0000.png", "--json").stdout)
+        for folder in (run, copy)
+    ]
+    assert answers[0]["predictions"] == answers[1]["predictions"]
+    assert bundled_answers(copy, tmp_path / "b", pictures / "0000.png") == answers[0]["predictions"]
+    # What pyproject.toml asks for is too old for INT4.
+    assert "onnxruntime>=1.23\n" in (tmp_path / "b" / "requirements.txt").read_text()
+    assert bench(copy)[0] == 0
+    assert invoke("inspect", copy, "--verify").exit_code == 0
+
+
+def bundled_answers(run: Path, folder: Path, *pictures: Path) -> list[dict[str, Any]]:
+    """What the runner of a bundle says."""
+    result = invoke("bundle", run, "-o", folder)
+    assert result.exit_code == 0, result.output
+    done = subprocess.run(
+        [sys.executable, folder / "run.py", "--json", *pictures],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    rows: list[dict[str, Any]] = json.loads(done.stdout)["predictions"]
+    return rows
+
+
+def test_a_bundle_of_a_real_model_answers_as_predict_does(
+    run: Path, pictures: Path, tmp_path: Path
+) -> None:
+    chosen = sorted(pictures.glob("*.png"))[:3]
+    expected = [
+        row
+        for picture in chosen
+        for row in json.loads(invoke("predict", run, picture, "--json").stdout)["predictions"]
+    ]
+    assert bundled_answers(run, tmp_path / "bundle", *chosen) == expected
+
+
+def test_options_that_do_not_fit_are_refused(run: Path) -> None:
+    refused = invoke("export", run, "--target", "fp32", "--packed-int4")
+    assert refused.exit_code == 2
+    assert "without --packed-int4" in refused.output
+    if run.name == "w8a8":
+        refused = invoke("export", run, "--packed-int4")
+        assert refused.exit_code == 2
+        assert "needs weights of at most 4 bits" in refused.output
+        assert invoke("validate", run).exit_code == 0  # the old export is still there
+
+
 def test_bench_measures_both_models(run: Path) -> None:
-    code, report = bench(run)
+    code, report = bench(run, "--threads", "2")  # beside the 1 that is always given
     assert code == 0
-    assert [row["batch_size"] for row in report["rows"]] == [2, 2]
-    baseline, quantized = report["rows"]
-    assert baseline["speedup"]["median"] == 1
-    assert 0 < quantized["p50_ms"] <= quantized["p99_ms"]
-    memory = [row["peak_rss_mib"] for row in report["memory"]]
-    assert len(memory) == 2
-    assert min(memory) > 10
+    cells = [(row["batch_size"], row["threads"]) for row in report["rows"]]
+    assert cells == [(2, 1), (2, 1), (2, 2), (2, 2)]
+    for baseline, quantized in (report["rows"][:2], report["rows"][2:]):
+        assert baseline["speedup"]["median"] == 1
+        assert 0 < quantized["p50_ms"] <= quantized["p99_ms"]
+    memory = {(row["session"], row["threads"]): row["peak_rss_mib"] for row in report["memory"]}
+    assert set(memory) == {(row["session"], row["threads"]) for row in report["rows"]}
+    assert min(memory.values()) > 10
     assert json.loads((run / "bench.json").read_text()) == report
 
 
@@ -213,8 +308,8 @@ def test_bench_of_a_model_against_itself_and_against_the_past(run: Path, tmp_pat
     digests = {info["model_sha256"] for info in report["sessions"].values()}
     assert len(digests) == 1
     assert (baseline["session"], report["baseline"]) == ("ort-cpu in ort-cpu",) * 2
-    # Five rounds beside other tests: only what no noise can do is a fault.
-    assert 0.2 < same["speedup"]["median"] < 5
+    # How near to 1 it is depends on what else the machine does: benchmarks/ tells it.
+    assert same["speedup"]["median"] > 0
     older = tmp_path / "older.json"
     for promise, expected in ((0.01, 0), (100.0, 1)):
         same["speedup"]["median"] = promise
@@ -223,6 +318,11 @@ def test_bench_of_a_model_against_itself_and_against_the_past(run: Path, tmp_pat
         assert code == expected
         assert newer["comparison"]["passed"] is (expected == 0)
         assert newer["comparison"]["changes"][0]["old_speedup"] == promise
+    gates = tmp_path / "gates.yaml"
+    gates.write_text("bench: {tolerance: 0.999}\n")
+    arguments = ("--baseline", "ort-cpu", "--compare", older, "--gates", gates)
+    assert bench(run, *arguments)[0] == 0
+    assert bench(run, *arguments, "--tolerance", "0.1")[0] == 1
 
 
 def test_openvino_runs_what_was_exported_for_it(run: Path, pictures: Path, tmp_path: Path) -> None:

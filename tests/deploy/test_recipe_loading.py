@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
-from mimiq_calib.recipe import FIRST_LAYER, LAST_LAYERS, ImageSource, Recipe
+from mimiq_calib.recipe import FAITHFUL, FIRST_LAYER, LAST_LAYERS, ImageSource, Recipe
 from mimiq_deploy.recipe_loading import (
-    LARGEST_FILE,
     load_recipe,
     overrides_of,
     parse_bits,
     parse_setting,
     shipped_recipes,
 )
+from mimiq_deploy.strict_yaml import LARGEST_FILE
 from mimiq_runtime.errors import InvalidInputError, RecipeError
 
 if TYPE_CHECKING:
@@ -67,6 +67,12 @@ class TestShipped:
         assert not bits.quantize_images
         assert not any((bits.centre_attention, bits.equalise_channels, bits.skewed_grids))
         assert bits.weight_range == "minmax"
+        assert bits.weight_scales == "recomputed"
+        assert bits.activation_range == "lsq"
+        assert bits.signed_probabilities
+        assert (trained.learning_rate, trained.warmup_epochs) == (1e-3, 2)
+        assert trained.gradient_clip is None
+        assert not trained.follow_grid
         for layer in (FIRST_LAYER, *LAST_LAYERS, "blocks.0.attn.qkv"):
             assert bits.bits_of_layer(layer) == (4, 4)
 
@@ -110,6 +116,72 @@ class TestRecipes:
         recipe = load_recipe("quick")
         with pytest.raises(ValueError, match="frozen"):
             recipe.name = "other"  # type: ignore[misc]
+
+
+class TestPresets:
+    def test_deploy_is_the_default(self, tmp_path: Path) -> None:
+        source = written(tmp_path, SMALL)
+        assert load_recipe(source) == load_recipe(source, settings=["preset=deploy"])
+
+    def test_faithful_fills_in_what_is_left_out(self, tmp_path: Path) -> None:
+        plain = load_recipe(written(tmp_path, SMALL))
+        faithful = load_recipe(written(tmp_path, SMALL), settings=["preset=faithful"])
+        assert faithful.synthesis == plain.synthesis
+        assert faithful.observation == plain.observation
+        for section, choices in FAITHFUL.items():
+            given = getattr(faithful, section).model_dump(mode="json")
+            assert given == getattr(plain, section).model_dump(mode="json") | choices
+        assert faithful.quantization.weight_bits == 4
+
+    def test_what_is_said_counts_for_more(self, tmp_path: Path) -> None:
+        settings = ["preset=faithful", "quantization.last_layer_bits=8", "distillation.epochs=3"]
+        recipe = load_recipe(written(tmp_path, SMALL), settings=settings)
+        assert recipe.quantization.last_layer_bits == 8
+        assert recipe.quantization.first_layer_bits is None
+        assert (recipe.distillation.epochs, recipe.distillation.optimizer) == (3, "sgd")
+        again = Recipe.model_validate(recipe.model_dump(mode="json"))
+        assert again == recipe, "as in run.json"
+
+    @pytest.mark.parametrize("name", ["quick", "balanced"])
+    def test_amounts_are_the_recipes_and_choices_the_presets(self, name: str) -> None:
+        recipe, paper = load_recipe(name, settings=["preset=faithful"]), load_recipe("paper")
+        assert recipe.distillation.epochs == load_recipe(name).distillation.epochs
+        changed = {"epochs", "batch_size"}
+        left, right = (r.distillation.model_dump(exclude=changed) for r in (recipe, paper))
+        assert left == right
+        bits = {"weight_bits", "activation_bits"}
+        left, right = (r.quantization.model_dump(exclude=bits) for r in (recipe, paper))
+        assert left == right
+
+    def test_unknown(self, tmp_path: Path) -> None:
+        faults = faults_of(written(tmp_path, SMALL), "preset=magic", "distillation=3")
+        assert len(faults) == 2
+        assert faults_of(written(tmp_path, SMALL), "preset=faithful", "distillation=3")
+
+
+class TestFineTuning:
+    @pytest.mark.parametrize(
+        ("value", "reconstructs", "distills"),
+        [
+            ("none", False, False),
+            ("distill", False, True),
+            ("reconstruct", True, False),
+            ("reconstruct-distill", True, True),
+        ],
+    )
+    def test_which_parts(
+        self, tmp_path: Path, value: str, reconstructs: bool, distills: bool
+    ) -> None:
+        source = written(tmp_path, SMALL)
+        chosen = load_recipe(source, settings=[f"fine_tuning={value}"]).fine_tuning
+        assert (chosen.reconstructs, chosen.distills) == (reconstructs, distills)
+
+    def test_layer_bits_as_a_setting(self, tmp_path: Path) -> None:
+        setting = 'quantization.layer_bits={"*.fc2": a8, blocks.0.*: w8a8}'
+        recipe = load_recipe(written(tmp_path, SMALL), settings=[setting])
+        assert recipe.quantization.layer_bits == {"*.fc2": "a8", "blocks.0.*": "w8a8"}
+        faults = faults_of(written(tmp_path, SMALL), "quantization.layer_bits={head: w9}")
+        assert faults[0].startswith("quantization.layer_bits.head")
 
 
 class TestFaults:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 PICTURES = 40
 SETTINGS = (
     "synthesis.num_images=8",
+    "synthesis.held_out=0",
     "synthesis.batch_size=8",
     "synthesis.iterations=2",
     "distillation.epochs=1",
@@ -241,7 +242,12 @@ class TestForReal:
     ) -> None:
         """With one more seed, whose only new images are noise."""
         output = finished[0]
-        before = {path: path.stat().st_mtime_ns for path in output.glob("*seed0/*")}
+        # The log of events alone grows: it tells that the run was looked at again.
+        before = {
+            path: path.stat().st_mtime_ns
+            for path in output.glob("*seed0/*")
+            if path.name != "events.jsonl"
+        }
         made: list[int] = []
         original = sources.make_shard
 

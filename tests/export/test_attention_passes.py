@@ -7,12 +7,23 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 import pytest
-from _helpers.onnx_graphs import constant, fake_quantize, integers, model_of, run_reference
+from _helpers.onnx_graphs import (
+    constant,
+    fake_quantize,
+    integers,
+    model_of,
+    run_ort,
+    run_reference,
+)
 
 from mimiq_export.passes.fold_attention_scale import FoldAttentionScalePass
 from mimiq_export.passes.merge_transposes import MergeTransposesPass
+from mimiq_export.passes.node_marks import mark, marked_quantizer
+from mimiq_export.passes.separate_projections import SeparateProjectionsPass
 from mimiq_export.passes.share_quantizers import ShareQuantizersPass
 from mimiq_export.passes.split_heads import SplitHeadsPass
+from mimiq_export.passes.unsigned_codes import UnsignedCodesPass
+from mimiq_runtime.grid import Grid
 
 RANDOM = np.random.default_rng(4)
 TOKENS, HEADS, CHANNELS = 5, 2, 4
@@ -208,3 +219,102 @@ def test_quantizers_that_differ_stay(arguments: tuple[float, ...]) -> None:
     model = quantized_twice(*arguments)
     assert not ShareQuantizersPass()(model).modified
     assert operators(model).count("FakeQuantize") == 2
+
+
+def joint_linear(
+    *,
+    bias: bool = True,
+    per_channel: bool = True,
+    axis: int = -1,
+    is_quantized: bool = True,
+    extra_user: bool = False,
+    parts: int = 3,
+) -> ir.Model:
+    """``Split(x W + b)``, each part an output of its own."""
+    x = ir.val("x", FLOAT, ["n", 6, 6])
+    codes = RANDOM.integers(-128, 128, size=(6, 6)).astype(np.int8)
+    scale = RANDOM.uniform(0.01, 0.1, size=6 if per_channel else ()).astype(np.float32)
+    joint = ir.val("joint", FLOAT, ["n", 6, 6])
+    product = ir.val("product", FLOAT, ["n", 6, 6]) if bias else joint
+    weight = constant("W", RANDOM.normal(size=(6, 6)).astype(np.float32))
+    nodes = []
+    if is_quantized:
+        weight = ir.val("W", FLOAT, [6, 6])
+        zeros = np.zeros_like(scale, dtype=np.int8)
+        operands = [
+            ir.val("codes", const_value=ir.tensor(codes, name="codes")),
+            constant("scale", scale),
+            ir.val("zero_point", const_value=ir.tensor(zeros, name="zero_point")),
+        ]
+        named = {"axis": 1} if per_channel else {}
+        dequantize = ir.node("DequantizeLinear", operands, named, outputs=[weight], name="W/DQ")
+        mark(dequantize, "qkv.weight_quantizer", Grid.signed(8))
+        nodes.append(dequantize)
+    nodes.append(ir.node("MatMul", [x, weight], outputs=[product], name="qkv/MatMul"))
+    if bias:
+        b = constant("b", RANDOM.normal(size=6).astype(np.float32))
+        nodes.append(ir.node("Add", [product, b], outputs=[joint], name="qkv/Add"))
+    outputs = [ir.val("qkvr"[index], FLOAT, ["n", 6, 6 // parts]) for index in range(parts)]
+    cut = {"axis": axis, "num_outputs": parts}
+    nodes.append(ir.node("Split", [joint], cut, outputs=outputs, name="attn/Split"))
+    return model_of(nodes, [x], [*outputs, product] if extra_user else outputs)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_a_joint_linear_becomes_one_for_each_part(bias: bool, per_channel: bool) -> None:
+    model = joint_linear(bias=bias, per_channel=per_channel)
+    feeds = {"x": RANDOM.normal(size=(2, 6, 6)).astype(np.float32)}
+    before = run_reference(model, feeds)
+    assert SeparateProjectionsPass()(model).modified
+    one = ["DequantizeLinear", "MatMul", *["Add"] * bias]
+    assert operators(model) == one * 3
+    assert [output.name for output in model.graph.outputs] == ["q", "k", "v"]
+    for got, expected in zip(run_reference(model, feeds), before, strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
+    marked = [marked_quantizer(node) for node in model.graph if node.op_type == one[0]]
+    assert marked == ["qkv.weight_quantizer"] * 3
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"axis": 1}, {"is_quantized": False}, {"extra_user": True}, {"parts": 4}],
+    ids=["other-axis", "floating-point", "product-needed", "unequal-parts"],
+)
+def test_any_other_linear_is_left_alone(arguments: dict[str, object]) -> None:
+    model = joint_linear(**arguments)  # type: ignore[arg-type]
+    before = operators(model)
+    assert not SeparateProjectionsPass()(model).modified
+    assert operators(model) == before
+
+
+def probabilities(zero_point: int, *, extra_user: bool = False) -> ir.Model:
+    x, codes, y = ir.val("x", FLOAT, [7]), ir.val("codes", ir.DataType.INT8), ir.val("y", FLOAT)
+    scale = constant("scale", np.float32(1 / 256))
+    zero = ir.val("zero", const_value=ir.tensor(np.int8(zero_point), name="zero"))
+    nodes = [
+        ir.node("QuantizeLinear", [x, scale, zero], outputs=[codes]),
+        ir.node("DequantizeLinear", [codes, scale, zero], outputs=[y]),
+    ]
+    return model_of(nodes, [x], [y, codes] if extra_user else [y])
+
+
+def test_codes_from_zero_on_become_unsigned() -> None:
+    model = probabilities(-128)
+    x = np.asarray([0, 1, 128, 255, 0.5, 1.5, 512], dtype=np.float32) / 256  # two ties among them
+    before = run_reference(model, {"x": x})[0]
+    assert UnsignedCodesPass()(model).modified
+    codes = next(iter(model.graph)).outputs[0]
+    assert codes.dtype == ir.DataType.UINT8
+    np.testing.assert_array_equal(run_reference(model, {"x": x})[0], before)
+    np.testing.assert_array_equal(run_ort(model, {"x": x}, optimize=False)[0], before)
+    np.testing.assert_allclose(before, np.clip(np.rint(x * 256), 0, 255) / 256, rtol=0)
+
+
+@pytest.mark.parametrize("arguments", [{"zero_point": -120}, {"zero_point": 0}])
+def test_codes_with_negative_ones_stay_signed(arguments: dict[str, int]) -> None:
+    assert not UnsignedCodesPass()(probabilities(**arguments)).modified
+
+
+def test_codes_that_something_else_takes_stay_signed() -> None:
+    assert not UnsignedCodesPass()(probabilities(-128, extra_user=True)).modified

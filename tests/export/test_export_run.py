@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -131,6 +133,26 @@ def test_large_models_keep_their_weights_beside_the_file(
     assert record.onnx.bytes < small.onnx.bytes - 50_000
     feeds = {"images": images(2).numpy()}
     np.testing.assert_array_equal(run_ort(path, feeds)[0], run_ort(exported_w4a4.graph, feeds)[0])
+
+
+def test_a_write_that_fails_leaves_the_weights_of_the_same_model_alone(
+    exported_w4a4: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The weights file is named by its content: writing the same again must not go through it."""
+    path = tmp_path / "model.onnx"
+    write_onnx(exported_w4a4.graph, path, external_data_above=1000)
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    save = ir.save
+
+    def save_half(model: ir.Model, target: Path, *, external_data: str) -> None:
+        save(model, target, external_data=external_data)
+        (target.parent / external_data).write_bytes(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(ir, "save", save_half)
+    with pytest.raises(InvalidInputError, match="No space left"):
+        write_onnx(exported_w4a4.graph, path, external_data_above=1000)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
 
 
 def test_a_new_version_takes_its_old_weights_away(

@@ -10,8 +10,10 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from click.testing import CliRunner
 from onnx import helper, numpy_helper, parser
 
+from mimiq_deploy.cli import cli
 from mimiq_export.lint.finding import Severity
 from mimiq_export.lint.linters import LINTERS, lint_file
 from mimiq_export.lint.rule_table import rule_table
@@ -544,6 +546,20 @@ def test_a_bad_graph_is_found_by_its_rule(case: Bad, tmp_path: Path) -> None:
             assert (finding.severity, finding.remedy) == (rule.severity, rule.remedy)
 
 
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.target}-{case.rule}")
+def test_a_bad_graph_is_rejected(case: Bad, tmp_path: Path) -> None:
+    """By every rule where warnings count, and by errors anyway."""
+    path = write(tmp_path / "bad.onnx", case)
+    arguments = ["inspect", str(path), "--lint", case.target]
+    strict = CliRunner().invoke(cli, [*arguments, "--strict"])
+    assert strict.exit_code == 1
+    assert case.rule in strict.output
+    (rule,) = (rule for rule in LINTERS[case.target] if rule.name == case.rule)
+    plain = CliRunner().invoke(cli, arguments)
+    assert plain.output == strict.output
+    assert plain.exit_code == (rule.severity is Severity.ERROR)
+
+
 def test_every_rule_of_every_target_has_a_bad_graph() -> None:
     rules = {(target, rule.name) for target, rules in LINTERS.items() for rule in rules}
     assert {(case.target, case.rule) for case in CASES} == rules
@@ -618,7 +634,7 @@ def test_onnx_runtime_refuses_what_these_rules_call_an_error(rule: str, tmp_path
 def test_a_broken_file_is_one_sentence(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "broken.onnx"
     path.write_bytes(content)
-    with pytest.raises(OnnxModelError, match="cannot be read as an ONNX model"):
+    with pytest.raises(OnnxModelError, match="is not an ONNX model, or is damaged"):
         lint_file(path, "trt")
 
 

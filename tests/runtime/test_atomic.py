@@ -10,7 +10,14 @@ from typing import NoReturn
 
 import pytest
 
-from mimiq_runtime.atomic import atomic_path, sha256_of, write_bytes, write_json, write_text
+from mimiq_runtime.atomic import (
+    atomic_group,
+    atomic_path,
+    sha256_of,
+    write_bytes,
+    write_json,
+    write_text,
+)
 from mimiq_runtime.errors import InvalidInputError
 
 
@@ -137,3 +144,62 @@ def test_sha256(tmp_path: Path) -> None:
     data = os.urandom(3_000_001)
     (tmp_path / "a").write_bytes(data)
     assert sha256_of(tmp_path / "a") == hashlib.sha256(data).hexdigest()
+
+
+def test_a_group_of_files_appears_at_once_and_the_main_file_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    main = tmp_path / "deep" / "a.onnx"
+    moved = []
+    replace = Path.replace
+    monkeypatch.setattr(
+        Path, "replace", lambda self, target: moved.append(target.name) or replace(self, target)
+    )
+    with atomic_group(main) as temporary:
+        temporary.write_text("refers to z.data")
+        (temporary.parent / "z.data").write_text("weights")
+        assert [path.name for path in main.parent.glob("[az]*")] == []
+    assert moved == ["z.data", "a.onnx"]
+    assert sorted(os.listdir(main.parent)) == ["a.onnx", "z.data"]
+    assert (main.parent / "z.data").read_text() == "weights"
+    umask = os.umask(0)
+    os.umask(umask)
+    assert {stat.S_IMODE(path.stat().st_mode) for path in main.parent.iterdir()} == {0o666 & ~umask}
+
+
+@pytest.mark.parametrize("error", [ValueError("x"), KeyboardInterrupt()])
+def test_a_failing_group_leaves_the_old_files_and_nothing_else(
+    tmp_path: Path, error: BaseException
+) -> None:
+    for name in ("a.onnx", "z.data"):
+        (tmp_path / name).write_text("old")
+
+    def write_half() -> NoReturn:
+        with atomic_group(tmp_path / "a.onnx") as temporary:
+            (temporary.parent / "z.data").write_text("half of the ne")
+            raise error
+
+    with pytest.raises(type(error)):
+        write_half()
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
+        "a.onnx": "old",
+        "z.data": "old",
+    }
+
+
+@pytest.mark.parametrize("step", ["fsync", "mkdtemp"])
+def test_a_disk_that_fails_a_group_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    def fail(*_: object, **__: object) -> NoReturn:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    (tmp_path / "a.onnx").write_text("old")
+    monkeypatch.setattr({"fsync": "os.fsync", "mkdtemp": "tempfile.mkdtemp"}[step], fail)
+    with (
+        pytest.raises(InvalidInputError, match=r"Cannot write .*a\.onnx: No space left"),
+        atomic_group(tmp_path / "a.onnx") as temporary,
+    ):
+        temporary.write_text("new")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.onnx"]
+    assert (tmp_path / "a.onnx").read_text() == "old"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from typing import TYPE_CHECKING, Any, Self
@@ -12,11 +13,18 @@ import scipy.stats
 from _helpers.tiny_classifiers import save_model
 
 from mimiq_runtime import benchmark
-from mimiq_runtime.benchmark import BenchmarkReport, _order, _speedup, benchmark_sessions
+from mimiq_runtime.benchmark import (
+    BenchmarkReport,
+    _order,
+    _speedup,
+    benchmark_sessions,
+    mirrored_openings,
+)
 from mimiq_runtime.benchmark_compare import compare_benchmarks, read_benchmark
 from mimiq_runtime.errors import EngineError, InvalidInputError
 from mimiq_runtime.gpu_monitor import GpuLoad, GpuMonitor
-from mimiq_runtime.memory_probe import measure_peak_memory, peak_rss_mib
+from mimiq_runtime.memory_probe import measure_peak_memory
+from mimiq_runtime.peak_memory import peak_rss_mib
 from mimiq_runtime.session import DeviceTimes, SessionInfo
 
 if TYPE_CHECKING:
@@ -75,7 +83,8 @@ class Bench:
 
     def run(self, **arguments: Any) -> BenchmarkReport:
         defaults = {"batch_sizes": [1], "input_shape": SHAPE, "rounds": 10, "warmup": 0}
-        return benchmark_sessions(self.sessions, **{**defaults, **arguments}, clock=self.clock)
+        opening = contextlib.nullcontext(self.sessions)
+        return benchmark_sessions({1: [opening]}, **{**defaults, **arguments}, clock=self.clock)
 
 
 def test_figures_by_hand() -> None:
@@ -172,19 +181,19 @@ def test_interval_equals_scipys_bootstrap() -> None:
     reference = scipy.stats.bootstrap(
         (ratios,), np.median, method="percentile", rng=np.random.default_rng(0), n_resamples=5000
     ).confidence_interval
-    speedup = _speedup(ratios, seed=0)
+    speedup = _speedup([ratios], seed=0)
     assert speedup.median == pytest.approx(np.median(ratios))
     # Two bootstraps of one sample differ by chance: a small part of the interval's width.
     width = reference.high - reference.low
     assert speedup.low == pytest.approx(reference.low, abs=0.15 * width)
     assert speedup.high == pytest.approx(reference.high, abs=0.15 * width)
-    assert speedup == _speedup(ratios, seed=0)
+    assert speedup == _speedup([ratios], seed=0)
 
 
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ({"batch_sizes": []}, "at least one session and one batch size"),
+        ({"batch_sizes": []}, "at least one opening and one batch size; got 1 and 0"),
         ({"batch_sizes": [0]}, r"got \[0\], 10 and 0"),
         ({"rounds": 0}, "rounds of at least 1"),
         ({"warmup": -1}, "warm-up of at least 0"),
@@ -249,6 +258,92 @@ def test_a_model_against_itself_gives_an_interval_that_contains_one(
     assert missed <= 7
 
 
+class Placed(FakeSession):
+    """As fast as where it came to lie in memory; writes down when it is opened and closed."""
+
+    def __enter__(self) -> Self:
+        self.log.append(f"+{self.name}")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.log.append(f"-{self.name}")
+
+
+@pytest.mark.parametrize(("openings", "contains"), [(1, False), (4, True)])
+def test_what_is_opened_first_has_no_disadvantage(openings: int, contains: bool) -> None:
+    """Two sessions of one model; the first one that is opened is 1 % slower than the second."""
+    clock, log, rng = FakeClock(), [], np.random.default_rng(0)
+
+    def opener(name: str) -> Placed:
+        first = sum(entry[0] == "+" for entry in log) % 2 == 0
+        factor = 1.01 if first else 1.0
+        return Placed(name, clock, log, lambda _: float(1e-3 * factor * rng.lognormal(0, 0.005)))
+
+    report = benchmark_sessions(
+        {1: mirrored_openings({name: lambda name=name: opener(name) for name in "ab"}, openings)},
+        batch_sizes=[1],
+        input_shape=SHAPE,
+        rounds=50,
+        warmup=1,
+        clock=clock,
+    )
+    a, b = report.rows
+    assert (a.session, b.session, report.baseline) == ("a", "b", "a")
+    assert (a.rounds, b.rounds) == (50, 50)
+    assert (b.speedup.low <= 1 <= b.speedup.high) is contains
+    assert b.speedup.high - b.speedup.low < 0.03
+    doors = "".join(entry for entry in log if entry[0] in "+-")
+    assert doors == ("+a+b-b-a+b+a-a-b" * 2)[: 8 * openings]
+
+
+def test_rounds_are_shared_among_openings() -> None:
+    bench = Bench(a=lambda _: 1e-3)
+    told: list[int] = []
+    report = benchmark_sessions(
+        {1: mirrored_openings({"a": lambda: bench.sessions["a"]}, 4)},
+        batch_sizes=[1, 2],
+        input_shape=SHAPE,
+        rounds=10,
+        warmup=0,
+        advance=lambda rounds, note: told.append(rounds),
+        clock=bench.clock,
+    )
+    assert [row.rounds for row in report.rows] == [10, 10]
+    assert sum(told) == len(bench.log) == 20
+
+
+def test_numbers_of_threads_take_turns_and_are_compared_each_with_its_own_baseline() -> None:
+    """With 1 thread "b" is twice as fast as "a", with 2 threads four times."""
+    clock, log = FakeClock(), []
+
+    def openers(threads: int) -> dict[str, Callable[[], FakeSession]]:
+        seconds = {"a": 0.016 / threads, "b": 0.008 / threads**2}
+        return {
+            name: lambda name=name: Placed(f"{name}{threads}", clock, log, lambda _: seconds[name])
+            for name in seconds
+        }
+
+    told: list[int] = []
+    report = benchmark_sessions(
+        {threads: mirrored_openings(openers(threads), 2) for threads in (1, 2)},
+        batch_sizes=[8, 1],
+        input_shape=SHAPE,
+        rounds=4,
+        warmup=0,
+        advance=lambda rounds, note: told.append(rounds),
+        clock=clock,
+    )
+    assert [(row.batch_size, row.threads, row.session) for row in report.rows] == [
+        (size, threads, name) for size in (8, 1) for threads in (1, 2) for name in "ab"
+    ]
+    assert {row.rounds for row in report.rows} == {4}
+    assert sum(told) == 4 * 2 * 2
+    speedups = {(row.session, row.threads): row.speedup.median for row in report.rows}
+    assert speedups == pytest.approx({("a", 1): 1, ("a", 2): 1, ("b", 1): 2, ("b", 2): 4})
+    doors = " ".join(entry for entry in log if entry[0] == "+")
+    assert doors == "+a1 +b1 +a2 +b2 +b2 +a2 +b1 +a1"
+
+
 def test_peak_memory_is_that_of_a_process_of_its_own(tmp_path: Path) -> None:
     """The larger batch needs more; the memory that this process holds is not counted."""
     ballast = np.ones(2**27, dtype=np.uint8)
@@ -256,9 +351,11 @@ def test_peak_memory_is_that_of_a_process_of_its_own(tmp_path: Path) -> None:
     rows = measure_peak_memory(
         "tiny", "ort-cpu", model, batch_sizes=[64, 1], input_shape=(3, 256, 256), threads=1
     )
-    assert [(row.session, row.batch_size) for row in rows] == [("tiny", 1), ("tiny", 64)]
+    found = [(row.session, row.batch_size, row.threads) for row in rows]
+    assert found == [("tiny", 1, 1), ("tiny", 64, 1)]
     images_mib = 63 * 3 * 256 * 256 * 4 / 2**20
-    assert rows[1].peak_rss_mib > rows[0].peak_rss_mib + images_mib
+    # A little less: the smaller batch's memory is used again.
+    assert rows[1].peak_rss_mib > rows[0].peak_rss_mib + 0.95 * images_mib
     assert ballast.nbytes / 2**20 + rows[0].peak_rss_mib < peak_rss_mib() + 2**10
     assert 5 < rows[0].peak_rss_mib < 1000
 
@@ -371,6 +468,20 @@ def test_a_speedup_may_lose_the_tolerance_and_no_more(old: float, new: float, pa
     assert comparison.same_machine
 
 
+def test_another_number_of_threads_is_another_row() -> None:
+    def with_threads(threads: int) -> BenchmarkReport:
+        report = report_with(2.0)
+        rows = [row.model_copy(update={"threads": threads}) for row in report.rows]
+        return report.model_copy(update={"rows": rows})
+
+    one, two = with_threads(1), with_threads(2)
+    with pytest.raises(InvalidInputError, match="same --batch-size and --threads"):
+        compare_benchmarks(one, two, against="old.json", tolerance=0.1)
+    both = one.model_copy(update={"rows": [*one.rows, *two.rows]})
+    (change,) = compare_benchmarks(both, two, against="old.json", tolerance=0.1).changes
+    assert change.threads == 2
+
+
 def test_another_machine_is_said() -> None:
     old = report_with(2.0, machine={"cpu": "another"})
     assert not compare_benchmarks(
@@ -411,9 +522,13 @@ def test_reports_from_before_the_additions_are_read(tmp_path: Path) -> None:
     for key in ("memory", "gpu", "comparison"):
         del content[key]
     for row in content["rows"]:
-        del row["device"]
+        del row["device"], row["threads"]
     for info in content["sessions"].values():
         del info["precision"], info["products"]
     path = tmp_path / "bench.json"
     path.write_text(json.dumps(content))
-    assert len(read_benchmark(path).rows) == 2
+    older = read_benchmark(path)
+    assert len(older.rows) == 2
+    # Its only number of threads stands with the sessions: 1, as that of the new one.
+    comparison = compare_benchmarks(report_with(2.0), older, against="old", tolerance=0.1)
+    assert [change.threads for change in comparison.changes] == [1]

@@ -7,10 +7,15 @@ import pytest
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
-from mimiq_runtime.dataset import LABELS_FILE, iterate_batches, open_labelled_images
+from mimiq_runtime.dataset import (
+    LABELS_FILE,
+    iterate_batches,
+    iterate_pixels,
+    open_labelled_images,
+)
 from mimiq_runtime.errors import DatasetError, InvalidInputError
 from mimiq_runtime.manifest import Preprocessing
-from mimiq_runtime.preprocessing import preprocess_files
+from mimiq_runtime.preprocessing import normalise, preprocess_files
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -176,6 +181,12 @@ def test_batches_cover_everything_once_in_order(tmp_path: Path) -> None:
         preprocess_files(images.paths, PREPROCESSING),
     )
     np.testing.assert_array_equal(np.concatenate([labels for _, labels in batches]), images.labels)
+    for (inputs, labels), (pixels, same) in zip(
+        batches, iterate_pixels(images, PREPROCESSING, batch_size=4), strict=True
+    ):
+        assert pixels.dtype == np.uint8
+        np.testing.assert_array_equal(normalise(pixels, PREPROCESSING), inputs)
+        np.testing.assert_array_equal(same, labels)
 
 
 def test_batch_size_is_checked_before_the_first_batch(tmp_path: Path) -> None:

@@ -170,7 +170,7 @@ def test_other_files_are_no_pictures(tmp_path: Path, content: bytes, expected: s
 def test_missing_file_and_folder_are_named(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match=r"There is no picture .*nowhere\.png"):
         load_image(tmp_path / "nowhere.png", channels=3)
-    with pytest.raises(ImageError, match="Is a directory"):
+    with pytest.raises(ImageError, match="is not a file; give a picture"):
         load_image(tmp_path, channels=3)
 
 

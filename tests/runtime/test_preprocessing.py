@@ -11,12 +11,15 @@ from PIL import Image
 from timm.data import create_transform, resolve_data_config
 
 from mimiq_runtime.errors import ImageError, InvalidInputError
+from mimiq_runtime.input_form import InputForm
 from mimiq_runtime.manifest import Preprocessing
 from mimiq_runtime.preprocessing import (
     denormalise,
+    model_input,
     normalise,
     preprocess_files,
     preprocess_image,
+    read_pixels,
 )
 
 if TYPE_CHECKING:
@@ -133,6 +136,21 @@ def test_normalise_by_hand() -> None:
     )
 
 
+def test_a_model_gets_the_form_it_takes(tmp_path: Path) -> None:
+    """Pixels as Pillow gives them, for a picture that needs no resizing."""
+    preprocessing = Preprocessing(input_size=(3, 16, 24), crop_pct=1.0, **IMAGENET)
+    image = picture(24, 16)
+    image.save(tmp_path / "a.png")
+    read = read_pixels([tmp_path / "a.png"], preprocessing)
+    pixels = model_input(read, preprocessing, InputForm.PIXELS)
+    np.testing.assert_array_equal(pixels, np.asarray(image)[np.newaxis])
+    assert (pixels.dtype, pixels.flags.c_contiguous) == (np.uint8, True)
+    np.testing.assert_array_equal(
+        model_input(read, preprocessing, InputForm.NORMALISED),
+        preprocess_files([tmp_path / "a.png"], preprocessing),
+    )
+
+
 def test_denormalise_undoes_normalise_exactly() -> None:
     preprocessing = Preprocessing(input_size=(3, 16, 16), **IMAGENET)
     pixels = np.arange(3 * 256, dtype=np.uint16).astype(np.uint8).reshape(1, 3, 16, 16)
@@ -168,3 +186,6 @@ def test_normalise_refuses(pixels: Any, changes: dict[str, Any], expected: str) 
     )
     with pytest.raises(InvalidInputError, match=expected):
         normalise(pixels, preprocessing)
+    if not changes:
+        with pytest.raises(InvalidInputError, match=expected):
+            model_input(pixels, preprocessing, InputForm.PIXELS)

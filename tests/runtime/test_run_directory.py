@@ -129,6 +129,16 @@ def test_recorded_files_and_their_damage(run: RunDirectory) -> None:
     assert RunDirectory.open(run.root).damaged_files() == ["sub/changed.json", "sub/lost.json"]
 
 
+def test_what_a_stage_forgets_may_go_and_what_was_lost_is_missed(run: RunDirectory) -> None:
+    for name in ("export/a/old.data", "export/a/new.data", "export/ab/lost.data"):
+        run.write_json(name, 1)
+    run.forget_files("export/a/old.data", "export/a/never.data")
+    run.path("export/a/old.data").unlink()
+    run.path("export/ab/lost.data").unlink()
+    assert list(run.manifest.files) == ["export/a/new.data", "export/ab/lost.data"]
+    assert RunDirectory.open(run.root).damaged_files() == ["export/ab/lost.data"]
+
+
 def test_existing_wants_the_file_and_its_record(run: RunDirectory) -> None:
     (run.root / "half.bin").write_bytes(b"not recorded")
     run.write_json("lost.json", {})
@@ -182,7 +192,7 @@ def test_tensors_that_cannot_be_written(run: RunDirectory, monkeypatch: pytest.M
         raise SafetensorError("I/O error: No space left on device")
 
     monkeypatch.setattr("safetensors.numpy.save_file", fail)
-    with pytest.raises(RunDirectoryError, match=r"cannot be written.*No space left"):
+    with pytest.raises(RunDirectoryError, match=r"Cannot write.*No space left"):
         run.write_tensors("t.safetensors", {"x": np.zeros(3)})
     assert os.listdir(run.root) == ["run.json"]
 

@@ -9,7 +9,7 @@ import sys
 HEAVY = [
     *("torch", "torchvision", "timm"),
     *("onnx", "onnx_ir", "onnxscript", "onnxruntime", "openvino", "tensorrt", "polygraphy"),
-    *("sklearn", "matplotlib", "scipy", "skimage"),
+    *("sklearn", "matplotlib", "jinja2", "scipy", "skimage"),
     *("mimiq_calib", "mimiq_export", "mimiq_deploy"),
 ]
 

@@ -126,6 +126,12 @@ def test_the_session_gives_what_numpy_gives(
     assert ran["times"] == [1.5, 4.5]
 
 
+def test_the_runner_of_a_bundle_gives_what_numpy_gives(report: dict[str, Any]) -> None:
+    """In half precision, as above."""
+    assert len(report["runner"]["errors"]) == 3
+    assert max(report["runner"]["errors"]) < 2e-3
+
+
 def test_everything_is_given_back(report: dict[str, Any]) -> None:
     assert report["left"] == [0]
 

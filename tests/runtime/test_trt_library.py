@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from mimiq_runtime.cuda_runtime import CudaDevice, CudaRuntime, cuda_version_name
+from mimiq_runtime.cuda_device import CudaDevice
+from mimiq_runtime.cuda_runtime import CudaRuntime, cuda_version_name
 from mimiq_runtime.errors import EngineError, MissingDependencyError
 from mimiq_runtime.session import open_session
 from mimiq_runtime.trt_library import import_tensorrt
