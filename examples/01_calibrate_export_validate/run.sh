@@ -30,3 +30,8 @@ mimiq-deploy validate "$output/run" --engine ort-cpu --data "$output/pictures" \
   --min-agreement 0.9
 
 mimiq-deploy predict "$output/run" "$output/pictures/0000.png" --top 3
+
+# The same answers from a smaller file that takes uint8 pixels, as a camera gives them.
+mimiq-deploy export "$output/run" --target ort-cpu --with-preprocessing --packed-int4
+mimiq-deploy validate "$output/run" --engine ort-cpu --data "$output/pictures" \
+  --min-agreement 0.9
