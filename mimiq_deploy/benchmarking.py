@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from mimiq_deploy.engine_models import engine_model
 from mimiq_deploy.exporting import BASELINE, HALF_BASELINE
 from mimiq_runtime.benchmark import BenchmarkReport, benchmark_sessions, mirrored_openings
-from mimiq_runtime.benchmark_compare import compare_benchmarks, read_benchmark
+from mimiq_runtime.benchmark_compare import check_comparable, compare_benchmarks, read_benchmark
 from mimiq_runtime.errors import InvalidInputError, RunDirectoryError
 from mimiq_runtime.machine import usable_cores
 from mimiq_runtime.memory_probe import PeakMemory, measure_peak_memory
@@ -64,11 +64,23 @@ def benchmark_run(
         InvalidInputError: The run is not exported, a number is out of range, several numbers of
             threads are asked of a GPU, or the older benchmark cannot be compared.
     """
-    # Read first: it may be the file that is written at the end.
-    older = read_benchmark(compare) if compare is not None else None
     models = _models(run, list(dict.fromkeys(engines)), list(dict.fromkeys(baselines)))
     input_shape = run.manifest.preprocessing.input_size
     numbers = _numbers_of_threads(engines, threads)
+    older = None
+    if compare is not None:
+        # Read and checked first: it may be the file that is written at the end, and who mistypes
+        # an option should not wait for a measurement.
+        older = read_benchmark(compare)
+        check_comparable(
+            older,
+            against=str(compare),
+            tolerance=tolerance,
+            baseline=next(iter(models)),
+            sessions=list(models),
+            batch_sizes=batch_sizes,
+            threads=numbers,
+        )
     with progress_bar("benchmark", rounds * len(batch_sizes) * len(numbers)) as advance:
         report = benchmark_sessions(
             {number: mirrored_openings(_openers(models, number), OPENINGS) for number in numbers},

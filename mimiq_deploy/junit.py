@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 
 from mimiq_deploy.gate_sentences import describe_gate
 from mimiq_runtime.atomic import write_bytes
-from mimiq_runtime.errors import InvalidInputError
+from mimiq_runtime.errors import InvalidInputError, MimiqDeployError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from mimiq_deploy.validation import EngineReport, ValidationReport
     from mimiq_runtime.gates import GateLimits
 
-__all__ = ["check_there_are_gates", "junit_of", "write_junit"]
+__all__ = ["check_there_are_gates", "junit_of", "junit_of_error", "write_junit"]
 
 # XML 1.0, production 2: everything else cannot be written, not even as a reference.
 _NOT_XML = re.compile("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -36,13 +36,32 @@ def check_there_are_gates(limits: Iterable[GateLimits]) -> None:
         )
 
 
-def write_junit(report: ValidationReport, path: Path) -> None:
-    """Write :func:`junit_of` atomically.
+def write_junit(report: ValidationReport | MimiqDeployError, path: Path) -> None:
+    """Write :func:`junit_of`, or :func:`junit_of_error`, atomically.
 
     Raises:
         InvalidInputError: The file cannot be written.
     """
-    write_bytes(path, junit_of(report))
+    if isinstance(report, MimiqDeployError):
+        write_bytes(path, junit_of_error(report))
+    else:
+        write_bytes(path, junit_of(report))
+
+
+def junit_of_error(error: MimiqDeployError) -> bytes:
+    """A validation that came to no verdict, as JUnit XML: one case, in error.
+
+    A CI server that finds no report tells its user nothing, or shows the last one.
+    """
+    counts = {"tests": "1", "failures": "0", "errors": "1"}
+    name = "mimiq-deploy.validate"
+    root = ElementTree.Element("testsuites", {"name": "mimiq-deploy validate", **counts})
+    suite = ElementTree.SubElement(root, "testsuite", {"name": name, **counts, "skipped": "0"})
+    case = ElementTree.SubElement(suite, "testcase", classname=name, name="validation")
+    sentence = _clean(str(error))
+    kind = type(error).__name__
+    ElementTree.SubElement(case, "error", message=sentence, type=kind).text = sentence
+    return _document(root)
 
 
 def junit_of(report: ValidationReport) -> bytes:
@@ -61,6 +80,10 @@ def junit_of(report: ValidationReport) -> bytes:
     )
     for name, engine in report.engines.items():
         root.append(_suite(name, engine))
+    return _document(root)
+
+
+def _document(root: ElementTree.Element) -> bytes:
     ElementTree.indent(root)
     data: bytes = ElementTree.tostring(root, encoding="utf-8", xml_declaration=True)
     return data + b"\n"

@@ -130,24 +130,30 @@ def validate(
     from mimiq_deploy.layer_comparison import LAYER_THRESHOLD_DB
     from mimiq_deploy.step_summary import write_step_summary
     from mimiq_deploy.validation import GateLimits, validate_run
+    from mimiq_runtime.errors import MimiqDeployError
     from mimiq_runtime.run_directory import RunDirectory
 
     asked = resolve_limits(None if gates is None else read_gate_file(gates), engines, limits)
     if junit is not None:
         check_there_are_gates(asked.values())
-    report = validate_run(
-        RunDirectory.open(run),
-        engines,
-        pictures=_source(data),
-        limits=GateLimits(),
-        engine_limits=asked,
-        against=against,
-        per_layer=per_layer,
-        layer_threshold_db=LAYER_THRESHOLD_DB if layer_threshold is None else layer_threshold,
-        limit_pictures=limit,
-        batch_size=batch_size,
-        threads=threads,
-    )
+    try:
+        report = validate_run(
+            RunDirectory.open(run),
+            engines,
+            pictures=_source(data),
+            limits=GateLimits(),
+            engine_limits=asked,
+            against=against,
+            per_layer=per_layer,
+            layer_threshold_db=LAYER_THRESHOLD_DB if layer_threshold is None else layer_threshold,
+            limit_pictures=limit,
+            batch_size=batch_size,
+            threads=threads,
+        )
+    except MimiqDeployError as error:
+        if junit is not None:
+            write_junit(error, junit)
+        raise
     if junit is not None:
         write_junit(report, junit)
     if markdown is not None:

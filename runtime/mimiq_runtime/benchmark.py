@@ -19,6 +19,7 @@ from pydantic import Field
 
 from mimiq_runtime.errors import InvalidInputError
 from mimiq_runtime.gpu_monitor import GpuLoad, GpuMonitor
+from mimiq_runtime.hardware import nvidia_gpus
 from mimiq_runtime.input_form import random_images
 from mimiq_runtime.machine import describe_machine
 from mimiq_runtime.memory_probe import PeakMemory
@@ -139,8 +140,8 @@ class BenchmarkComparison(Schema):
     Attributes:
         against: Where the older one came from.
         tolerance: Share of the old speedup that may be lost.
-        same_machine: Whether CPU, cores and INT8 instructions are the same.
-        changes: The rows that both have.
+        same_machine: Whether CPU, cores, INT8 instructions, GPU and driver are the same.
+        changes: The rows of the older one.
         passed: Whether none has regressed.
     """
 
@@ -155,7 +156,8 @@ class BenchmarkReport(Schema):
     """Everything that was measured, and on what.
 
     Attributes:
-        machine: See :func:`~mimiq_runtime.machine.describe_machine`.
+        machine: See :func:`~mimiq_runtime.machine.describe_machine`; with ``gpu``, names and
+            drivers, where a GPU ran.
         sessions: What ran under each name, with the first number of threads.
         baseline: Name of the session that the speedups refer to.
         input_shape: Channels, height and width of the images.
@@ -272,7 +274,7 @@ def benchmark_sessions(
                         )
                     )
     return BenchmarkReport(
-        machine=describe_machine(),
+        machine={**describe_machine(), **(_gpu() if watch_gpu else {})},
         sessions=infos,
         baseline=next(iter(infos)),
         input_shape=input_shape,
@@ -285,6 +287,11 @@ def benchmark_sessions(
         ],
         gpu=[load for size, monitor in monitors.items() if (load := monitor.load(size))],
     )
+
+
+def _gpu() -> dict[str, str]:
+    names = [f"{gpu.name}, driver {gpu.driver}" for gpu in nvidia_gpus()]
+    return {"gpu": "; ".join(names)} if names else {}
 
 
 def _turns(

@@ -62,18 +62,24 @@ def measure_peak_memory(
         threads: CPU threads of the engine.
 
     Raises:
-        EngineError: The process failed; its last line is the reason.
+        EngineError: The process failed, its last line is the reason; or it took over 15 minutes.
     """
     sizes = sorted(set(batch_sizes))
     request = [engine, str(model), threads, list(input_shape), sizes]
-    done = subprocess.run(
-        [sys.executable, "-m", "mimiq_runtime.memory_probe", json.dumps(request)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-        capture_output=True,
-        text=True,
-        timeout=_TIMEOUT_S,
-        check=False,
-    )
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "mimiq_runtime.memory_probe", json.dumps(request)],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            capture_output=True,
+            text=True,
+            timeout=_TIMEOUT_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise EngineError(
+            f"The memory of {session} could not be measured: opening it and one batch of "
+            f"{sizes[-1]} took over {_TIMEOUT_S} s; measure with a smaller --batch-size."
+        ) from error
     if done.returncode != 0:
         lines = done.stderr.strip().splitlines() or [f"it ended with code {done.returncode}"]
         raise EngineError(f"The memory of {session} could not be measured: {lines[-1]}")

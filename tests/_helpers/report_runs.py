@@ -8,8 +8,16 @@ import numpy as np
 from _helpers.runs import ONNX_PATH, make_manifest
 from PIL import Image
 
-from mimiq_runtime.benchmark import BenchmarkReport, BenchmarkRow, Speedup
+from mimiq_runtime.benchmark import (
+    BenchmarkChange,
+    BenchmarkComparison,
+    BenchmarkReport,
+    BenchmarkRow,
+    DeviceLatency,
+    Speedup,
+)
 from mimiq_runtime.estimate import ESTIMATE_PATH, estimate_from_logits
+from mimiq_runtime.gpu_monitor import GpuLoad
 from mimiq_runtime.inside_view import (
     FULL_PRECISION,
     INSIDE_ATTENTION,
@@ -121,6 +129,49 @@ def bench(milliseconds: float) -> BenchmarkReport:
             for threads in (1, 2)
             for session, ms in (("fp32 in ort-cpu", 4.0), ("w4a8 in ort-cpu", milliseconds))
         ],
+    )
+
+
+def bench_on_a_gpu() -> BenchmarkReport:
+    """The same with what a GPU tells, and a comparison with an older one."""
+    report = bench(2.0)
+    device = DeviceLatency(
+        compute_p50_ms=1.234,
+        compute_p90_ms=1.3,
+        compute_p99_ms=1.4,
+        total_p50_ms=1.567,
+        total_p90_ms=1.6,
+        total_p99_ms=1.7,
+    )
+    load = GpuLoad(
+        batch_size=8,
+        samples=3,
+        power_w=151.0,
+        sm_clock_mhz=1980.0,
+        sm_clock_min_mhz=None,
+        memory_clock_mhz=2600.0,
+        temperature_c=50.0,
+        memory_used_mib=3000.0,
+    )
+    change = BenchmarkChange(
+        session="w4a8 in ort-cpu",
+        batch_size=8,
+        threads=2,
+        old_speedup=3.0,
+        new_speedup=2.0,
+        change=-1 / 3,
+        regressed=True,
+    )
+    comparison = BenchmarkComparison(
+        against="older.json", tolerance=0.1, same_machine=False, changes=[change], passed=False
+    )
+    return report.model_copy(
+        update={
+            "machine": {**report.machine, "gpu": "A GPU, driver 1.2"},
+            "rows": [*report.rows[:-1], report.rows[-1].model_copy(update={"device": device})],
+            "gpu": [load],
+            "comparison": comparison,
+        }
     )
 
 

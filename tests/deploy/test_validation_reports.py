@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
 import pytest
+from _helpers.report_runs import make_bare_run
+from click.testing import CliRunner
 
+from mimiq_deploy.cli import cli
 from mimiq_deploy.comparison_data import DataKind, DataRecord
 from mimiq_deploy.junit import junit_of, write_junit
 from mimiq_deploy.step_summary import markdown_of, write_step_summary
@@ -100,7 +103,8 @@ STRUCTURE: dict[str, tuple[set[str], set[str], list[str]]] = {
     ),
     "properties": (set(), set(), ["property"]),
     "property": ({"name", "value"}, set(), []),
-    "testcase": ({"name"}, {"classname"}, ["failure"]),
+    "testcase": ({"name"}, {"classname"}, ["error", "failure"]),
+    "error": (set(), {"message", "type"}, []),
     "failure": (set(), {"message", "type"}, []),
 }
 
@@ -113,6 +117,7 @@ def check_structure(element: ElementTree.Element) -> None:
     if element.tag in ("testsuites", "testsuite"):
         assert int(element.attrib["tests"]) == len(element.findall(".//testcase"))
         assert int(element.attrib["failures"]) == len(element.findall(".//failure"))
+        assert int(element.attrib["errors"]) == len(element.findall(".//error"))
     for child in element:
         check_structure(child)
 
@@ -140,6 +145,21 @@ def test_a_failure_says_what_was_expected_what_came_and_where_to_look() -> None:
     assert "Look at blocks.0: it is <wrong>." in (agreement.text or "")
     assert drop.text == "max_drop against torch: expected at most 1 points, got 25 points"
     assert "got no finite value" in (divergence.text or "")
+
+
+def test_a_validation_without_a_verdict_is_an_error_in_the_xml(tmp_path: Path) -> None:
+    """By the command: nothing was exported, so that no gate could be looked at."""
+    path = tmp_path / "parity.xml"
+    path.write_text("of yesterday")
+    run = make_bare_run(tmp_path / "run").root
+    arguments = ["validate", str(run), "--engine", "openvino", "--min-agreement", "0.9"]
+    result = CliRunner().invoke(cli, [*arguments, "--junit", str(path)])
+    assert result.exit_code == 2, result.output
+    root = ElementTree.fromstring(path.read_bytes())
+    check_structure(root)
+    (error,) = root.findall(".//error")
+    assert "mimiq-deploy export" in (error.get("message") or "")
+    assert root.get("errors") == "1"
 
 
 def test_the_markdown_holds_gates_parity_accuracy_and_layers() -> None:

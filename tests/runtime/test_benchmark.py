@@ -383,7 +383,8 @@ def nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def write_program(program: Path, *lines: str) -> None:
     text = "".join(f"echo '{line}'\n" for line in lines)
-    program.write_text(f"#!/bin/sh\n{text}touch {program.parent}/ready\nexec sleep 60\n")
+    names = 'case "$*" in *driver_version*) echo "A GPU, 1.2, 8 MiB, 9.0"; exit;; esac\n'
+    program.write_text(f"#!/bin/sh\n{names}{text}touch {program.parent}/ready\nexec sleep 60\n")
     program.chmod(0o755)
 
 
@@ -442,8 +443,10 @@ def test_the_load_is_in_the_report(nvidia_smi: Path) -> None:
         return 1e-3
 
     bench = Bench(a=latency)
-    (load,) = bench.run(batch_sizes=[2], rounds=3, watch_gpu=True).gpu
+    report = bench.run(batch_sizes=[2], rounds=3, watch_gpu=True)
+    (load,) = report.gpu
     assert (load.batch_size, load.power_w) == (2, 100)
+    assert report.machine["gpu"] == "A GPU, driver 1.2"
     assert bench.run(rounds=3).gpu == []
 
 
@@ -475,15 +478,23 @@ def test_another_number_of_threads_is_another_row() -> None:
         return report.model_copy(update={"rows": rows})
 
     one, two = with_threads(1), with_threads(2)
-    with pytest.raises(InvalidInputError, match="same --batch-size and --threads"):
+    with pytest.raises(InvalidInputError, match="tested at batch size 1 and 2 threads, which"):
         compare_benchmarks(one, two, against="old.json", tolerance=0.1)
     both = one.model_copy(update={"rows": [*one.rows, *two.rows]})
     (change,) = compare_benchmarks(both, two, against="old.json", tolerance=0.1).changes
     assert change.threads == 2
 
 
-def test_another_machine_is_said() -> None:
-    old = report_with(2.0, machine={"cpu": "another"})
+def test_a_row_of_the_older_benchmark_that_is_not_measured_is_refused() -> None:
+    """Who leaves the slow row out must not pass."""
+    older = Bench(base=lambda _: 2e-3, tested=lambda _: 1e-3, slow=lambda _: 3e-3).run()
+    with pytest.raises(InvalidInputError, match="row for slow at batch size 1"):
+        compare_benchmarks(report_with(2.0), older, against="old.json", tolerance=0.1)
+
+
+@pytest.mark.parametrize("change", [{"cpu": "another"}, {"gpu": "A GPU, driver 1.2"}])
+def test_another_machine_is_said(change: dict[str, str]) -> None:
+    old = report_with(2.0, machine={**report_with(2.0).machine, **change})
     assert not compare_benchmarks(
         report_with(2.0), old, against="old.json", tolerance=0.1
     ).same_machine
@@ -493,7 +504,7 @@ def test_another_machine_is_said() -> None:
     ("changes", "tolerance", "words"),
     [
         ({"baseline": "other"}, 0.1, "over 'other', these over 'base'"),
-        ({"rows": []}, 0.1, "no row of the same session"),
+        ({"rows": []}, 0.1, "no row beside its baseline"),
         ({}, 1.0, "tolerance from 0 to below 1, got 1.0"),
         ({}, float("nan"), "tolerance from 0 to below 1, got nan"),
     ],

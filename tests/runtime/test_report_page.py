@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from _helpers.report_runs import PICTURES, make_bare_run, make_full_run, parity
+from _helpers.report_runs import PICTURES, bench_on_a_gpu, make_bare_run, make_full_run, parity
 from PIL import Image
 
 from mimiq_runtime.errors import InvalidInputError, MissingDependencyError
@@ -135,6 +135,18 @@ def test_the_figures_of_the_files_are_in_the_page(page: Page) -> None:
     assert "2.00 (1.80 to 2.20)" in page.text["speed"]
     assert "From 0.110 to 0.310" in page.text["head-similarity"]
     assert "It fell" not in page.text["head-similarity"]
+
+
+def test_what_a_gpu_told_and_a_regression_are_in_the_page(tmp_path: Path) -> None:
+    run = make_bare_run(tmp_path / "run")
+    run.write_json("bench.json", bench_on_a_gpu().model_dump(mode="json"))
+    text = " ".join(Page(render_page([run])).text["speed"].split())
+    assert "1.234 1.300 1.400 1.567" in text
+    # A GPU that does not tell its lowest clock has a dash there.
+    assert "8 151 1980 - 50 3000" in text
+    assert "3.00 2.00 -33.3 regressed" in text
+    assert "older.json was measured on another machine." in text
+    assert "A GPU, driver 1.2." in text
 
 
 def test_a_head_similarity_that_fell_is_said(tmp_path: Path) -> None:

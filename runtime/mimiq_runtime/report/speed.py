@@ -101,13 +101,76 @@ def speed_section(run: RunDirectory, prefix: str) -> Section:
                 rows,
                 "Latency of a call, throughput, and peak memory of a process of its own",
             ),
+            *_device_tables(bench),
+            *_comparison(bench),
             Note(
                 f"Measured on {bench.machine.get('cpu', 'an unknown CPU')}, "
                 f"{bench.machine.get('cores', '?')} cores, "
-                f"{bench.machine.get('int8_instructions', 'unknown')} instructions."
+                f"{bench.machine.get('int8_instructions', 'unknown')} instructions"
+                + (f", {bench.machine['gpu']}." if "gpu" in bench.machine else ".")
             ),
         ),
     )
+
+
+def _device_tables(bench: BenchmarkReport) -> list[DataTable]:
+    """What a GPU said of itself: times by its own events, power and clocks."""
+    tables = []
+    timed = [(row, row.device) for row in bench.rows if row.device is not None]
+    if timed:
+        head = ("session", "batch", "p50 ms", "p90 ms", "p99 ms", "p50 ms with copies")
+        cells = [
+            (
+                row.session,
+                str(row.batch_size),
+                f"{device.compute_p50_ms:.3f}",
+                f"{device.compute_p90_ms:.3f}",
+                f"{device.compute_p99_ms:.3f}",
+                f"{device.total_p50_ms:.3f}",
+            )
+            for row, device in timed
+        ]
+        tables.append(DataTable(head, cells, "Latency by events of the device"))
+    if bench.gpu:
+        head = ("batch", "power W", "clock MHz", "lowest MHz", "temperature C", "memory MiB")
+        loads = [
+            (
+                str(load.batch_size),
+                _number(load.power_w),
+                _number(load.sm_clock_mhz),
+                _number(load.sm_clock_min_mhz),
+                _number(load.temperature_c),
+                _number(load.memory_used_mib),
+            )
+            for load in bench.gpu
+        ]
+        tables.append(DataTable(head, loads, "The GPU while the sessions took turns"))
+    return tables
+
+
+def _comparison(bench: BenchmarkReport) -> list[DataTable | Note]:
+    """The gate against an older benchmark, where there was one."""
+    comparison = bench.comparison
+    if comparison is None:
+        return []
+    cells = [
+        (
+            change.session,
+            str(change.batch_size),
+            _number(change.threads),
+            f"{change.old_speedup:.2f}",
+            f"{change.new_speedup:.2f}",
+            f"{100 * change.change:+.1f}",
+            "regressed" if change.regressed else "kept",
+        )
+        for change in comparison.changes
+    ]
+    head = ("session", "batch", "threads", "before", "now", "change %", "verdict")
+    title = f"Times as fast, against {comparison.against}; {100 * comparison.tolerance:g} % may go"
+    table = DataTable(head, cells, title)
+    if comparison.same_machine:
+        return [table]
+    return [table, Note(f"{comparison.against} was measured on another machine.")]
 
 
 def _number(value: float | None) -> str:
