@@ -23,7 +23,7 @@ from mimiq_deploy.image_making import (
     mix_in_dead_leaves,
 )
 from mimiq_runtime.errors import CheckpointError, InvalidInputError, RunDirectoryError
-from mimiq_runtime.event_log import note_progress, record_events
+from mimiq_runtime.event_log import note_progress, note_skipped, record_events
 from mimiq_runtime.machine import library_versions
 from mimiq_runtime.manifest import ModelRecord, RunManifest
 from mimiq_runtime.progress import progress_bar
@@ -31,7 +31,7 @@ from mimiq_runtime.run_directory import RunDirectory
 from mimiq_runtime.run_lock import hold_directory
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
     from pathlib import Path
 
     import torch
@@ -113,9 +113,10 @@ def calibrate(
     with contextlib.ExitStack() as stack:
         processes, device = stack.enter_context(join_processes(request.device))
         model, manifest = _load_model(request, processes)
-        _check_source(recipe, manifest)
+        _check_source(recipe, manifest, output)
         teacher = expose_attention(model).to(device)
         check_layer_bits(teacher, recipe.quantization)
+        check_answers(teacher, manifest.preprocessing)
         if processes.first:
             if not resume:
                 RunDirectory.check_new(output)
@@ -127,8 +128,9 @@ def calibrate(
         run = RunDirectory.open(output)
         trained = run.stage_is_done(DISTILLATION)
         estimated = run.stage_is_done(ESTIMATE) or not recipe.synthesis.held_out
+        if trained:
+            _note_all_skipped(run, but=() if estimated else (SYNTHESIS,))
         if not (trained and estimated):
-            check_answers(teacher, run.manifest.preprocessing)
             images = make_images(run, teacher, recipe.synthesis, device, processes)
             images, held_out = images.tensor_split([recipe.synthesis.num_images])
             if not trained:
@@ -231,13 +233,16 @@ def _load_model(request: CalibrationRequest, processes: Processes) -> tuple[nn.M
     return model, manifest
 
 
-def _check_source(recipe: Recipe, manifest: RunManifest) -> None:
-    """Refuse a folder of pictures for a model that takes none, before anything is written."""
+def _check_source(recipe: Recipe, manifest: RunManifest, output: Path) -> None:
+    """Refuse a folder that cannot give a new run its images, before anything is written."""
     from mimiq_calib.recipe import ImageSource
+    from mimiq_calib.synthesis.sources import list_pictures
     from mimiq_runtime.images import image_mode
 
-    if recipe.synthesis.source is ImageSource.FOLDER:
+    new = not (output / RunDirectory.MANIFEST).exists()
+    if new and recipe.synthesis.source is ImageSource.FOLDER:
         image_mode(manifest.preprocessing.input_size[0])
+        list_pictures(recipe.synthesis, recipe.synthesis.total)
 
 
 def _create_or_resume(output: Path, manifest: RunManifest, *, resume: bool) -> RunDirectory:
@@ -254,6 +259,13 @@ def _create_or_resume(output: Path, manifest: RunManifest, *, resume: bool) -> R
                 "choices it was started with, or choose another directory."
             )
     return run
+
+
+def _note_all_skipped(run: RunDirectory, *, but: Collection[str]) -> None:
+    """The training is done; of the images make_images tells, where the estimate needs them."""
+    for stage in run.manifest.stages:
+        if stage not in but and run.stage_is_done(stage):
+            note_skipped(run.root, stage)
 
 
 def _observe(
@@ -273,6 +285,8 @@ def _observe(
 
     written = any(run.path(path).exists() for path in (CHECKPOINT, RECONSTRUCTION_CHECKPOINT))
     chosen_before = run.stage_is_done(OBSERVATION) and written
+    if chosen_before:
+        note_skipped(run.root, OBSERVATION)
     if chosen_before or not processes.first:
         return build_student(teacher, recipe.quantization)
     begun = time.monotonic()
@@ -329,6 +343,7 @@ def _reconstruct(
     """Train the student block by block, where the recipe asks for it."""
     from dataclasses import asdict
 
+    from mimiq_calib.distillation.checkpoint import pieces_done
     from mimiq_calib.reconstruction.chain import Chain
     from mimiq_calib.reconstruction.reconstruct import (
         LinkMetrics,
@@ -337,16 +352,22 @@ def _reconstruct(
     )
 
     # The distillation's checkpoint holds what came out of it.
-    if not recipe.fine_tuning.reconstructs or run.path(CHECKPOINT).exists():
+    if not recipe.fine_tuning.reconstructs:
+        return
+    if run.path(CHECKPOINT).exists():
+        note_skipped(run.root, RECONSTRUCTION)
         return
     begun = time.monotonic()
     done = run.stage_is_done(RECONSTRUCTION) or not processes.first
     if not done:
         run.begin_stage(RECONSTRUCTION)
 
+    checkpoint, links = run.path(RECONSTRUCTION_CHECKPOINT), len(Chain(teacher).links)
+    note_skipped(run.root, RECONSTRUCTION, pieces_done(checkpoint), links)
+
     def on_link(number: int, metrics: LinkMetrics) -> None:
         run.write_metrics(RECONSTRUCTION, number, [asdict(metrics)])
-        note_progress(run.root, RECONSTRUCTION, number, len(Chain(teacher).links))
+        note_progress(run.root, RECONSTRUCTION, number, links)
 
     bits = recipe.quantization
     settings = recipe.reconstruction.at_bits(bits.weight_bits)
@@ -359,7 +380,7 @@ def _reconstruct(
             settings,
             run.manifest.preprocessing,
             seed=run.manifest.seed,
-            checkpoint=run.path(RECONSTRUCTION_CHECKPOINT),
+            checkpoint=checkpoint,
             processes=processes,
             on_link=on_link,
             advance=advance,
@@ -380,6 +401,7 @@ def _distill(
 ) -> None:
     from dataclasses import asdict
 
+    from mimiq_calib.distillation.checkpoint import pieces_done
     from mimiq_calib.distillation.distill import EpochMetrics, distill, steps_of_distillation
     from mimiq_calib.run_models import save_student
 
@@ -393,6 +415,7 @@ def _distill(
 
     settings = recipe.distillation.at_bits(recipe.quantization.weight_bits)
     if recipe.fine_tuning.distills and settings.epochs:
+        note_skipped(run.root, DISTILLATION, pieces_done(run.path(CHECKPOINT)), settings.epochs)
         steps = steps_of_distillation(settings, len(images))
         with progress_bar("distillation", steps, visible=processes.first) as advance:
             distill(

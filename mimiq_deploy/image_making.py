@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from mimiq_runtime.errors import RunDirectoryError
-from mimiq_runtime.event_log import note_progress
+from mimiq_runtime.event_log import note_progress, note_skipped
 from mimiq_runtime.progress import progress_bar
 from mimiq_runtime.run_directory import RunDirectory
 
@@ -56,7 +56,9 @@ def make_images(
     from mimiq_calib.synthesis.preview import write_preview
 
     names = _shard_names(run.manifest)
-    if not run.stage_is_done(SYNTHESIS):
+    if run.stage_is_done(SYNTHESIS):
+        note_skipped(run.root, SYNTHESIS)
+    else:
         begun = time.monotonic()
         if processes.first:
             run.begin_stage(SYNTHESIS)
@@ -164,6 +166,7 @@ def _make_missing_shards(
 
     names = _shard_names(run.manifest)
     missing = [shard for shard, name in enumerate(names) if name not in run.manifest.files]
+    note_skipped(run.root, SYNTHESIS, len(names) - len(missing), len(names))
     steps = steps_of_shard(settings)
     with progress_bar("synthesis", steps * len(names), visible=processes.first) as advance:
         advance(steps * (len(names) - len(missing)), "")

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from mimiq_deploy.commands.model_options import ModelChoices, model_options
 from mimiq_deploy.commands.options import json_option, output_console, print_json
+
+if TYPE_CHECKING:
+    from mimiq_runtime.event_log import Event
 
 
 @click.command(short_help="Quantize a model without any of its training data")
@@ -63,13 +68,20 @@ def calibrate(
     from mimiq_runtime.estimate import read_estimate
     from mimiq_runtime.event_log import EventKind, read_events
 
+    begun = datetime.now(UTC)
     chosen = load_recipe(recipe, bits=bits, settings=settings)
     request = choices.request(model, chosen, seed=seed, device=device)
     run = run_calibration(request, output, resume=resume)
     cost = read_estimate(run)
+    events = read_events(output)
+    skipped = [
+        event
+        for event in events
+        if event.event is EventKind.SKIPPED and datetime.fromisoformat(event.time) >= begun
+    ]
     ends = {
         event.stage: event
-        for event in read_events(output)
+        for event in events
         if event.stage in run.manifest.stages and event.event is EventKind.FINISHED
     }
     summary = {
@@ -80,6 +92,7 @@ def calibrate(
         "stages": {
             name: stage.model_dump(mode="json") for name, stage in run.manifest.stages.items()
         },
+        "skipped": [event.model_dump(include={"stage", "piece", "of"}) for event in skipped],
         "peak_memory": {
             name: event.model_dump(include={"peak_rss_mib", "peak_cuda_mib"})
             for name, event in ends.items()
@@ -90,6 +103,8 @@ def calibrate(
         print_json(summary)
         return
     console = output_console()
+    if skipped:
+        console.print(f"Done before, and skipped: {', '.join(map(describe_skipped, skipped))}.")
     console.print(f"{run.manifest.model.name} calibrated at {run.manifest.bits} in {output}")
     for name, stage in run.manifest.stages.items():
         facts = [f"{key} {value:.4g}" for key, value in stage.details.items()]
@@ -99,3 +114,12 @@ def calibrate(
         console.print(f"Estimate without data: {describe_estimate(cost)}.")
         console.print(f"SQNR behind each block, dB: {describe_block_errors(cost)}.")
     console.print(f"Next: mimiq-deploy export {output} --target ort-cpu")
+
+
+def describe_skipped(event: Event) -> str:
+    """What an earlier process had done: ``synthesis``, or ``distillation (3 of 8)``."""
+    return (
+        f"{event.stage}"
+        if event.piece is None
+        else f"{event.stage} ({event.piece + 1} of {event.of})"
+    )

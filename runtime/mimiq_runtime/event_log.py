@@ -43,6 +43,7 @@ __all__ = [
     "EventKind",
     "note_finished",
     "note_progress",
+    "note_skipped",
     "note_started",
     "read_events",
     "record_events",
@@ -59,12 +60,14 @@ _CHUNK = 64 * 1024
 class EventKind(StrEnum):
     """What happened, to the stage that the event names, or else to the command.
 
-    ``started``. ``progress``: a piece of a stage is done. ``finished``. ``warning``. ``failed``: it
-    ended with an error. ``interrupted``: by Ctrl-C or SIGTERM. ``abandoned``: the process before
+    ``started``. ``skipped``: an earlier process has done it, or as many of its pieces as ``piece``
+    says. ``progress``: a piece of a stage is done. ``finished``. ``warning``. ``failed``: it ended
+    with an error. ``interrupted``: by Ctrl-C or SIGTERM. ``abandoned``: the process before
     this one ended without a word, as by SIGKILL or a power cut.
     """
 
     STARTED = "started"
+    SKIPPED = "skipped"
     PROGRESS = "progress"
     FINISHED = "finished"
     WARNING = "warning"
@@ -82,9 +85,11 @@ class Event(Schema):
         command: What it does, such as ``calibrate``.
         event: What happened.
         stage: Of the command, such as ``synthesis``; None for the command itself.
-        piece: Number of the shard, block or epoch that is done, from 0.
+        piece: Number of the shard, block or epoch that is done, from 0; of what is skipped the
+            last one.
         of: How many pieces the stage has.
         seconds: Time since the stage, or the command, was started in this process.
+        seconds_left: Estimate of the time until the stage is finished, from the pieces so far.
         peak_rss_mib: Largest resident memory of the process so far, in MiB.
         peak_cuda_mib: Most memory of torch's tensors on a GPU since the last start of a stage.
         message: What was said.
@@ -98,6 +103,7 @@ class Event(Schema):
     piece: int | None = None
     of: int | None = None
     seconds: float | None = None
+    seconds_left: float | None = None
     peak_rss_mib: float | None = None
     peak_cuda_mib: float | None = None
     message: str | None = None
@@ -168,7 +174,22 @@ def note_progress(directory: Path, stage: str, piece: int, of: int) -> None:
     """A piece of a stage is done; nothing where nobody records the events of this run."""
     log = _logs.get(directory.resolve())
     if log is not None:
-        log.add(EventKind.PROGRESS, stage=stage, piece=piece, of=of, seconds=log.seconds(stage))
+        log.progress(stage, piece, of)
+
+
+def note_skipped(directory: Path, stage: str, pieces: int | None = None, of: int = 0) -> None:
+    """An earlier process has done a stage; nothing where nobody records the events of this run.
+
+    Args:
+        directory: The run.
+        stage: Which stage.
+        pieces: How many of its pieces are done; None for the whole stage.
+        of: How many it has.
+    """
+    log = _logs.get(directory.resolve())
+    if log is not None and pieces != 0:
+        part: dict[str, Any] = {} if pieces is None else {"piece": pieces - 1, "of": of}
+        log.add(EventKind.SKIPPED, stage=stage, **part)
 
 
 def note_finished(directory: Path, stage: str) -> None:
@@ -208,6 +229,7 @@ class _Log:
         self._command = command
         self._descriptor: int | None = None
         self._begun: dict[str | None, float] = {}
+        self._pieces: dict[str, int] = {}
 
     def open(self) -> None:
         """Open the file to append, without what an interruption has left of a line."""
@@ -225,6 +247,16 @@ class _Log:
         self._begun[stage] = time.monotonic()
         forget_cuda_peak()
         self.add(EventKind.STARTED, stage=stage)
+
+    def progress(self, stage: str, piece: int, of: int) -> None:
+        seconds, left = self.seconds(stage), None
+        if seconds is not None:
+            # Those that an earlier process has done took no time here.
+            done = self._pieces[stage] = self._pieces.get(stage, 0) + 1
+            left = round(seconds / done * (of - piece - 1), 1)
+        self.add(
+            EventKind.PROGRESS, stage=stage, piece=piece, of=of, seconds=seconds, seconds_left=left
+        )
 
     def finish(self, stage: str | None) -> None:
         seconds = self.seconds(stage)

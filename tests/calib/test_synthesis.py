@@ -310,7 +310,7 @@ def test_folder_source(folder: Path) -> None:
 
 def test_too_few_pictures(folder: Path, tmp_path: Path) -> None:
     settings = synthesis(source="folder", folder=str(folder))
-    with pytest.raises(DatasetError, match=r"picture 8.*has 6"):
+    with pytest.raises(DatasetError, match=r"at least 8 pictures.*has 6"):
         shard(settings, first=4, size=4)
     with pytest.raises(DatasetError, match="has 0"):
         shard(synthesis(source="folder", folder=str(tmp_path / "nowhere")))

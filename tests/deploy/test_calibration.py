@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -23,12 +24,13 @@ from mimiq_deploy.calibration import CalibrationRequest, calibrate
 from mimiq_runtime.atomic import sha256_of
 from mimiq_runtime.errors import (
     CheckpointError,
+    DatasetError,
     InvalidInputError,
     RunDirectoryError,
     UnsupportedModelError,
 )
 from mimiq_runtime.estimate import accuracy_kept, read_estimate
-from mimiq_runtime.event_log import EVENTS, read_events
+from mimiq_runtime.event_log import EVENTS, EventKind, read_events
 from mimiq_runtime.run_directory import RunDirectory
 
 if TYPE_CHECKING:
@@ -216,6 +218,14 @@ class TestFinishedRun:
         )
 
 
+def skipped(folder: Path) -> list[tuple[str | None, int | None, int | None]]:
+    return [
+        (event.stage, event.piece, event.of)
+        for event in read_events(folder)
+        if event.event is EventKind.SKIPPED
+    ]
+
+
 class TestResuming:
     def resumed_equals(
         self, finished: RunDirectory, request: CalibrationRequest, folder: Path
@@ -287,6 +297,17 @@ class TestResuming:
             calibrate(request_, tmp_path)
         self.resumed_equals(finished, request_, tmp_path)
         assert made == [0, 2, 2]
+        assert skipped(tmp_path) == [("synthesis", 0, 2)]
+
+    def test_what_is_finished_is_told(
+        self, finished: RunDirectory, request_: CalibrationRequest, tmp_path: Path
+    ) -> None:
+        shutil.copytree(finished.root, tmp_path / "run")
+        (tmp_path / "run" / EVENTS).unlink()
+        calibrate(request_, tmp_path / "run", resume=True)
+        assert skipped(tmp_path / "run") == [
+            (stage, None, None) for stage in finished.manifest.stages
+        ]
 
     @pytest.mark.parametrize("epoch", [0, 1])
     def test_after_an_epoch(
@@ -312,6 +333,7 @@ class TestResuming:
         assert interrupted.manifest.stages["distillation"].state == "running"
         assert (tmp_path / "checkpoints/distillation.safetensors").exists()
         self.resumed_equals(finished, request_, tmp_path)
+        assert ("distillation", epoch, 2) in skipped(tmp_path)
 
     @pytest.mark.parametrize("epoch", [0, 1])
     def test_what_was_observed_is_not_observed_again(
@@ -621,6 +643,17 @@ class TestRefusals:
         with pytest.raises(RunDirectoryError, match="new or an empty directory"):
             calibrate(request_, tmp_path, resume=resume)
         assert contents(tmp_path) == {"thesis.tex": b"years of work"}
+
+    def test_a_folder_without_enough_pictures_leaves_no_run(
+        self, request_: CalibrationRequest, tmp_path: Path
+    ) -> None:
+        (tmp_path / "pictures").mkdir()
+        settings = {"source": "folder", "folder": str(tmp_path / "pictures"), "num_images": 2}
+        content = request_.recipe.model_dump(mode="json") | {"synthesis": settings}
+        asked = replace(request_, recipe=Recipe.model_validate(content))
+        with pytest.raises(DatasetError, match=r"at least 2 pictures, and the folder .* has 0"):
+            calibrate(asked, tmp_path / "run")
+        assert not (tmp_path / "run").exists()
 
     def test_a_finished_run_without_resume(
         self, finished: RunDirectory, request_: CalibrationRequest

@@ -26,6 +26,7 @@ from mimiq_runtime.event_log import (
     EventKind,
     note_finished,
     note_progress,
+    note_skipped,
     note_started,
     read_events,
     record_events,
@@ -40,6 +41,26 @@ def lines(folder: Path) -> list[dict[str, Any]]:
 
 def short(folder: Path) -> list[tuple[str, str | None]]:
     return [(line["event"], line.get("stage")) for line in lines(folder)]
+
+
+def test_the_time_that_is_left_counts_what_was_made_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 8 pieces 2 are skipped; 10 s a piece leave 50 s after the first one made."""
+    now = [100.0]
+    monkeypatch.setattr(event_log.time, "monotonic", lambda: now[0])
+    with record_events(tmp_path, "calibrate"):
+        note_started(tmp_path, "synthesis")
+        note_skipped(tmp_path, "synthesis", 2, 8)
+        note_skipped(tmp_path, "synthesis", 0, 8)
+        for piece in (2, 3):
+            now[0] += 10.0
+            note_progress(tmp_path, "synthesis", piece, 8)
+    told = [line for line in lines(tmp_path) if line["event"] in ("skipped", "progress")]
+    assert [(line["event"], line["piece"]) for line in told] == [
+        *(("skipped", 1), ("progress", 2), ("progress", 3)),
+    ]
+    assert [line["seconds_left"] for line in told[1:]] == [50.0, 40.0]
 
 
 def test_a_command_with_stages(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from mimiq_runtime.grid import Grid
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["load_checkpoint", "save_checkpoint"]
+__all__ = ["load_checkpoint", "pieces_done", "save_checkpoint"]
 
 MODEL, OPTIMIZER = "model:", "optimizer:"
 
@@ -63,6 +63,18 @@ def save_checkpoint(
         raise RunDirectoryError(
             f"Cannot write {path}: {error}; choose a folder that is writable and has room."
         ) from error
+
+
+def pieces_done(path: Path) -> int:
+    """Epochs, or blocks, that are done in a checkpoint; 0 where none can be read.
+
+    For telling people: :func:`load_checkpoint` says what is wrong with a file.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return int(file.metadata()["next_epoch"])
+    except _FAULTS:
+        return 0
 
 
 def load_checkpoint(path: Path, student: nn.Module, optimizer: torch.optim.Optimizer | None) -> int:

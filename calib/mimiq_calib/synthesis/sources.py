@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from mimiq_calib.fitting_batch import FittingBatch
     from mimiq_runtime.manifest import Preprocessing
 
-__all__ = ["ShardRequest", "make_shard", "steps_of_shard"]
+__all__ = ["ShardRequest", "list_pictures", "make_shard", "steps_of_shard"]
 
 
 OPTIMISED = {ImageSource.MIMIQ, ImageSource.PATCH_SIMILARITY}
@@ -90,7 +90,7 @@ def make_shard(
             advance(1, "")
             return _noise(preprocessing, request)
         case ImageSource.FOLDER:
-            batch = _pictures(Path(settings.folder or ""), preprocessing, request)
+            batch = _pictures(settings, preprocessing, request)
             advance(1, "")
             return batch
     return synthesise(
@@ -114,20 +114,34 @@ def _noise(preprocessing: Preprocessing, request: ShardRequest) -> SynthesisedBa
     return SynthesisedBatch(pixels, _no_labels(request.size), [])
 
 
-def _pictures(
-    folder: Path, preprocessing: Preprocessing, request: ShardRequest
-) -> SynthesisedBatch:
-    """Real pictures, the yardstick: the same ones for every recipe, in an order by name."""
+def list_pictures(settings: SynthesisSettings, count: int) -> list[Path]:
+    """The first pictures of the source ``folder``, in an order by name.
+
+    Args:
+        settings: With the folder.
+        count: How many.
+
+    Raises:
+        DatasetError: The folder cannot be read, or has fewer.
+    """
+    folder = Path(settings.folder or "")
     try:
         found = sorted(path for path in folder.rglob("*") if _is_picture(path))
     except OSError as error:
         raise DatasetError(f"The folder of pictures {folder} cannot be read: {error}.") from error
-    chosen = found[request.first : request.first + request.size]
-    if len(chosen) < request.size:
+    if len(found) < count:
         raise DatasetError(
-            f"num_images and held_out of synthesis ask for picture {request.first + request.size}, "
-            f"and the folder {folder} has {len(found)}: lower them or name another folder."
+            f"num_images and held_out of synthesis ask for at least {count} pictures, and the "
+            f"folder {folder} has {len(found)}: lower them or name another folder."
         )
+    return found[:count]
+
+
+def _pictures(
+    settings: SynthesisSettings, preprocessing: Preprocessing, request: ShardRequest
+) -> SynthesisedBatch:
+    """Real pictures, the yardstick: the same ones for every recipe."""
+    chosen = list_pictures(settings, request.first + request.size)[request.first :]
     images = torch.from_numpy(preprocess_files(chosen, preprocessing))
     pixels = PixelScale(preprocessing, torch.device("cpu")).to_pixels(images)
     return SynthesisedBatch(pixels, _no_labels(request.size), [])
