@@ -91,14 +91,24 @@ def write_folder(files: Mapping[str, Content], folder: Path) -> None:
             for relative, content in files.items():
                 with atomic_path(new / relative) as path, path.open("wb") as target:
                     _copy(content, target)
-            if folder.exists():
-                folder.replace(old)
-            new.replace(folder)
+            _exchange(new, folder, old)
     except OSError as error:
         raise InvalidInputError(
             f"Cannot write {folder}: {error.strerror or error}; "
             "choose a folder that is writable and has room."
         ) from error
+
+
+def _exchange(new: Path, folder: Path, old: Path) -> None:
+    """Put ``new`` in the place of ``folder``, which comes back where that fails."""
+    if folder.exists():
+        folder.replace(old)
+    try:
+        new.replace(folder)
+    except OSError:
+        if old.exists():
+            old.replace(folder)
+        raise
 
 
 def write_archive(files: Mapping[str, Content], path: Path) -> None:

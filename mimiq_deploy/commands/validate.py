@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -130,7 +131,7 @@ def validate(
     from mimiq_deploy.layer_comparison import LAYER_THRESHOLD_DB
     from mimiq_deploy.step_summary import write_step_summary
     from mimiq_deploy.validation import GateLimits, validate_run
-    from mimiq_runtime.errors import MimiqDeployError
+    from mimiq_runtime.errors import InvalidInputError, MimiqDeployError
     from mimiq_runtime.run_directory import RunDirectory
 
     asked = resolve_limits(None if gates is None else read_gate_file(gates), engines, limits)
@@ -152,7 +153,9 @@ def validate(
         )
     except MimiqDeployError as error:
         if junit is not None:
-            write_junit(error, junit)
+            # What went wrong is more than that it could not be written down.
+            with contextlib.suppress(InvalidInputError):
+                write_junit(error, junit)
         raise
     if junit is not None:
         write_junit(report, junit)

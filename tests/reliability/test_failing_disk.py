@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import hashlib
 import itertools
 import json
@@ -22,6 +23,7 @@ from click.testing import CliRunner, Result
 from safetensors.torch import save_file
 
 from mimiq_calib.synthesis import sources
+from mimiq_deploy import benchmarking, reporting
 from mimiq_deploy.cli import cli
 from mimiq_export import export_run
 from mimiq_runtime.event_log import EVENTS
@@ -124,8 +126,13 @@ class FailingDisk:
 
     def replace(self, path: Path, target: Path) -> Path:
         if path.is_relative_to(self.root):
-            self._last = self._key(path)
-            self._fail_as_planned("rename", self._last)
+            if path.is_dir():
+                # Where a folder is replaced, the old one has been put aside by then.
+                if path.name == "new":
+                    self._fail_once("folder", target, (path.parent / "old").exists())
+            else:
+                self._last = self._key(path)
+                self._fail_as_planned("rename", self._last)
         return self._replace(path, target)
 
     def _key(self, path: Path) -> tuple[str, bytes]:
@@ -148,7 +155,9 @@ class FailingDisk:
             raise OSError(code, os.strerror(code))
 
 
-def until_it_succeeds(command: Any, disk: FailingDisk) -> int:
+def until_it_succeeds(
+    command: Any, disk: FailingDisk, run: Path | None = None, *, bundle: Path | None = None
+) -> int:
     """Call a command until the disk has failed at each of its writes; how often it did."""
     attempts = 0
     while True:
@@ -158,9 +167,12 @@ def until_it_succeeds(command: Any, disk: FailingDisk) -> int:
             assert disk.failures == failures
             return attempts
         attempts += 1
-        assert disk.failures == failures + 1, result.output
+        # One, and another where it is to be written down that the command failed.
+        assert failures < disk.failures <= failures + 2, result.output
         assert attempts < 200
-        check_refusal(result, disk.root)
+        check_refusal(result, run or disk.root)
+        if bundle is not None:
+            assert (bundle / "manifest.json").exists(), "what was there comes back"
 
 
 def check_refusal(result: Result, run: Path) -> None:
@@ -202,6 +214,57 @@ def test_every_write(
     assert calibrations > 20
     assert exports > 8
     print(f"{calibrations} failed writes of calibrate, {exports} of export")
+
+
+def remember(patch: pytest.MonkeyPatch, module: Any, name: str) -> None:
+    """What a function says the first time, it says every time: no times that differ."""
+    original, said = getattr(module, name), list[Any]()
+
+    def once(*arguments: Any, **others: Any) -> Any:
+        if not said:
+            said.append(original(*arguments, **others))
+        return said[0]
+
+    patch.setattr(module, name, once)
+
+
+def test_every_write_of_the_commands_behind_the_export(
+    folder: Path, whole: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "disk"
+    run = root / "run"
+    shutil.copytree(folder / "whole", run)
+    before = content(run)
+    for module, name in (
+        *((benchmarking, "benchmark_sessions"), (benchmarking, "_memory")),
+        *((reporting, "render_page"), (reporting, "_try_to_look_inside")),
+    ):
+        remember(monkeypatch, module, name)
+    junit, markdown = root / "parity.xml", root / "parity.md"
+    commands = {
+        "validate": (run, "--min-agreement", "0", "--junit", junit, "--markdown", markdown),
+        "bench": (run, "--rounds", "4", "--batch-size", "1"),
+        "report": (run,),
+        "bundle": (run, "--engine", "ort-cpu", "-o", root / "bundle"),
+        "bundle again": (run, "--engine", "ort-cpu", "-o", root / "bundle", "--force"),
+        "bundle archive": (run, "--engine", "ort-cpu", "-o", root / "bundle.tar.gz"),
+    }
+    failures = {}
+    with monkeypatch.context() as patch:
+        disk = FailingDisk(root, patch)
+        for name, arguments in commands.items():
+            command = functools.partial(invoke, name.partition(" ")[0], *arguments)
+            bundle = root / "bundle" if name == "bundle again" else None
+            failures[name] = until_it_succeeds(command, disk, run, bundle=bundle)
+            assert {key: data for key, data in content(run).items() if key in before} == before
+            before = content(run)
+            assert not list(root.rglob("*.tmp"))
+    assert {"parity.json", "bench.json", "report.html"} <= before.keys()
+    assert junit.exists()
+    assert markdown.exists()
+    assert invoke("inspect", run, "--verify").exit_code == 0
+    assert min(failures.values()) >= 1, failures
+    print(f"failed writes: {failures}")
 
 
 def test_a_directory_that_vanishes(

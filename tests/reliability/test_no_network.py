@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from _helpers.tiny_students import tiny_vit
+from PIL import Image
 from safetensors.torch import save_file
 
 if TYPE_CHECKING:
@@ -81,16 +82,22 @@ def calibrate(tmp_path: Path) -> list[object]:
 
 
 def test_all_commands_and_no_network(tmp_path: Path, calibrate: list[object]) -> None:
-    run = tmp_path / "run"
+    run, picture = tmp_path / "run", tmp_path / "picture.png"
+    Image.new("RGB", (20, 20)).save(picture)
     told, asked = offline(
         tmp_path,
         [*calibrate, "--checkpoint", tmp_path / "tiny.safetensors"],
         ["export", run],
         ["validate", run],
+        ["bench", run, "--rounds", "3", "--batch-size", "1"],
         ["report", run],
+        ["predict", run, picture],
+        ["bundle", run, "--engine", "ort-cpu", "-o", tmp_path / "bundle.tar.gz"],
         ["inspect", run, "--verify"],
+        ["inspect", run / "export/ort-cpu/model.onnx", "--lint", "ort-cpu"],
+        ["doctor"],
     )
-    assert [code for code, _, _ in told] == [0] * 5, told
+    assert [code for code, _, _ in told] == [0] * 10, told
     assert asked == []
 
 
