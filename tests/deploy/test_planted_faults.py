@@ -126,6 +126,12 @@ def test_a_right_export_parts_nowhere(run: Path) -> None:
             id="scale-of-values",
         ),
         pytest.param(
+            lambda run: change_scale(onnx_of(run), "blocks.1.mlp.fc1.weight_quantizer"),
+            "blocks.1.mlp.fc2.input_quantizer",
+            "blocks.1.mlp.fc1",
+            id="scale-of-weights",
+        ),
+        pytest.param(
             lambda run: swap_two_weights(onnx_of(run), "blocks.1.mlp.fc1"),
             "blocks.1.mlp.fc2.input_quantizer",
             "blocks.1.mlp.fc1",
@@ -174,13 +180,17 @@ def test_wrong_normalisation_inside_the_graph_is_named(copy: Path) -> None:
 
 
 def test_the_same_in_openvino(copy: Path) -> None:
-    _, report = validate(copy, "--engine", "openvino", "--per-layer")
+    # A sum in another order flips a few codes; a swap of weights costs far more.
+    gate = ("--engine", "openvino", "--per-layer", "--min-sqnr", "25")
+    code, report = validate(copy, *gate)
+    assert code == 0, report["engines"]["openvino"]["gates"]
     layers = report["engines"]["openvino"]["layers"]
     assert (layers["first"], layers["not_compared"]) == (None, [])
     # OpenVINO sums in another order than the reference: a tie may flip in one image of sixteen.
     assert layers["undisturbed"] >= 0.9
     swap_two_weights(copy / "export" / "openvino" / "model.onnx", "blocks.0.mlp.fc2")
-    _, report = validate(copy, "--engine", "openvino", "--per-layer")
+    code, report = validate(copy, *gate)
+    assert code == 1, report["engines"]["openvino"]["gates"]
     assert report["engines"]["openvino"]["layers"]["first"]["layer"] == "blocks.0.mlp.fc2"
 
 
