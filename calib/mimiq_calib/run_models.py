@@ -69,12 +69,8 @@ def load_student(run: RunDirectory) -> nn.Module:
         RunDirectoryError: The run was not calibrated to its end, or a file is damaged.
     """
     student = build_student(load_teacher(run), recipe_of(run).quantization)
-    _load(
-        run,
-        student,
-        RunDirectory.QUANTIZED,
-        run.read_tensors(RunDirectory.QUANTIZED, made_by=MADE_BY),
-    )
+    learned = run.read_tensors(RunDirectory.QUANTIZED, made_by=MADE_BY)
+    _load(run, student, RunDirectory.QUANTIZED, _units_of_heads(student) | learned)
     _take_grids(run, student)
     return student
 
@@ -86,6 +82,12 @@ def save_student(run: RunDirectory, student: nn.Module) -> None:
         tensors=[q.describe() for q in quantizers_of(student)], products=list_products(student)
     )
     run.write_json(RunDirectory.TABLE, table.model_dump(mode="json"))
+
+
+def _units_of_heads(student: nn.Module) -> dict[str, np.ndarray]:
+    """What runs of versions before these units were kept leave out; only training uses them."""
+    names = [name for name in student.state_dict() if name.endswith(".head_unit")]
+    return _arrays({name: student.get_buffer(name) for name in names})
 
 
 def _take_grids(run: RunDirectory, student: nn.Module) -> None:

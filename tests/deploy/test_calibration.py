@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,7 +36,6 @@ from mimiq_runtime.run_directory import RunDirectory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
     from types import ModuleType
 
 ARCHITECTURE = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
@@ -123,6 +123,20 @@ class TestFinishedRun:
         }
         assert set(contents(finished.root)) == expected | {"run.json"}
         assert set(finished.manifest.files) == expected
+
+    def test_a_run_without_the_units_of_heads_is_read(
+        self, finished: RunDirectory, tmp_path: Path
+    ) -> None:
+        """As versions before them wrote it."""
+        older = RunDirectory.open(Path(shutil.copytree(finished.root, tmp_path / "run")))
+        learned = older.read_tensors(RunDirectory.QUANTIZED, made_by="calibrate")
+        units = [name for name in learned if name.endswith(".head_unit")]
+        assert len(units) == ARCHITECTURE["depth"]
+        older.write_tensors(
+            RunDirectory.QUANTIZED, {k: v for k, v in learned.items() if k not in units}
+        )
+        given = [load_student(run)(images(2)) for run in (older, finished)]
+        assert torch.equal(*given)
 
     def test_digests(self, finished: RunDirectory) -> None:
         opened = RunDirectory.open(finished.root)
