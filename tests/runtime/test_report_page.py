@@ -137,6 +137,19 @@ def test_the_figures_of_the_files_are_in_the_page(page: Page) -> None:
     assert "It fell" not in page.text["head-similarity"]
 
 
+def test_what_the_images_began_as_is_said(tmp_path: Path) -> None:
+    texts = []
+    for number, (start, mixed) in enumerate((("noise", 0), ("dead-leaves", 12))):
+        run = make_full_run(tmp_path / str(number))
+        begun = {"source": "mimiq", "start": start, "dead_leaves": mixed}
+        run.manifest.recipe["synthesis"] = begun
+        texts.append(" ".join(Page(render_page([run])).text["images"].split()))
+    assert "Made from noise with" in texts[0]
+    assert "mixed in" not in texts[0]
+    assert "Made from pictures of random shapes with" in texts[1]
+    assert "12 more pictures of random shapes are mixed in." in texts[1]
+
+
 def test_what_a_gpu_told_and_a_regression_are_in_the_page(tmp_path: Path) -> None:
     run = make_bare_run(tmp_path / "run")
     run.write_json("bench.json", bench_on_a_gpu().model_dump(mode="json"))
