@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime
 import pytest
 from _helpers.linted_graphs import (
@@ -20,6 +21,7 @@ from _helpers.linted_graphs import (
     half,
     write,
 )
+from _helpers.onnx_graphs import run_ort
 from click.testing import CliRunner
 from onnx import helper
 
@@ -399,6 +401,13 @@ CASES = [
         opset=21,
     ),
     Bad(
+        "int4-beside-codes",
+        "MatMul that makes y",
+        [*ACTIVATION, "wd = DequantizeLinear<axis = 1>(w, ws)", *PRODUCT],
+        {"w": Int4(np.zeros((32, 32), np.int8))},
+        opset=21,
+    ),
+    Bad(
         "codes-at-interface",
         "QuantizeLinear that makes y",
         [*LINEAR[:3], "m = MatMul(xd, wd)", "y = QuantizeLinear(m, s, z)"],
@@ -462,6 +471,18 @@ CASES = [
         target="ort-cpu",
         number=np.float32,
     ),
+    *[
+        Bad(
+            "scale-axis-ignored",
+            "DequantizeLinear that makes wd",
+            [*ACTIVATION, f"wd = DequantizeLinear<axis = {axis}>(w, ws, wz)", product],
+            {"ws": np.linspace(0.01, 0.05, 32, dtype=np.float32)},
+            x=FLOAT,
+            target="ort-cpu",
+            number=np.float32,
+        )
+        for axis, product in [(0, PRODUCT[0]), (1, "y = Gemm<transB = 1>(xd, wd)")]
+    ],
     Bad("half-scales", "QuantizeLinear that makes xq", target="ort-cpu"),
     Bad(
         "int8-add",
@@ -604,6 +625,22 @@ def test_errors_come_first(tmp_path: Path) -> None:
     severities = [found.severity for found in lint_file(write(tmp_path / "bad.onnx", case), "trt")]
     assert severities == sorted(severities, key=list(Severity).index)
     assert len(set(severities)) == 2
+
+
+@pytest.mark.parametrize(
+    "case",
+    [case for case in CASES if case.rule == "scale-axis-ignored"],
+    ids=lambda case: case.lines[-1],
+)
+def test_onnx_runtime_computes_something_else_along_another_axis(case: Bad, tmp_path: Path) -> None:
+    version = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2])
+    if version != (1, 32):
+        pytest.skip(f"known of ONNX Runtime 1.32, and this is {onnxruntime.__version__}")
+    model = ir.load(write(tmp_path / "bad.onnx", case))
+    model.graph.outputs[0].dtype = ir.DataType.FLOAT
+    feeds = {"x": np.random.default_rng(0).normal(size=(5, 32)).astype(np.float32)}
+    as_written, optimized = (run_ort(model, feeds, optimize=each)[0] for each in (False, True))
+    assert np.abs(optimized - as_written).max() > 0.5 * np.abs(as_written).max()
 
 
 @pytest.mark.parametrize("rule", ["int8-at-opset-21", "output-type-twice"])

@@ -11,6 +11,7 @@ import onnx_ir.passes.common as common_passes
 
 from mimiq_export.lint import (
     attention_rules,
+    axis_rules,
     code_rules,
     engine_rules,
     operator_rules,
@@ -63,7 +64,7 @@ LINTERS: dict[str, tuple[Rule, ...]] = {
         placement_rules.LAYOUT_BEFORE_PRODUCT,
         placement_rules.QUANTIZED_RESIDUAL,
         placement_rules.SMALL_PRODUCT,
-        placement_rules.SCALE_AXIS,
+        axis_rules.SCALE_AXIS,
         placement_rules.OVERFLOWING_SQUARE,
         attention_rules.ATTENTION_SHAPE,
         attention_rules.ATTENTION_IN_PART,
@@ -77,6 +78,7 @@ LINTERS: dict[str, tuple[Rule, ...]] = {
         operator_rules.INT4_ACTIVATION,
         operator_rules.INT4_ODD,
         operator_rules.INT4_ELSEWHERE,
+        operator_rules.INT4_BESIDE_CODES,
         operator_rules.CONVOLUTION_TYPE,
         operator_rules.CODES_AT_INTERFACE,
         operator_rules.UINT8_INPUT,
@@ -84,6 +86,7 @@ LINTERS: dict[str, tuple[Rule, ...]] = {
     "ort-cpu": (
         *_EVERYWHERE,
         placement_rules.LAYOUT_BEFORE_PRODUCT,
+        axis_rules.SCALE_AXIS_IGNORED,
         engine_rules.INT8_AT_OPSET_21,
         engine_rules.OUTPUT_TYPE_TWICE,
         engine_rules.BIAS_IN_GEMM,

@@ -24,6 +24,7 @@ __all__ = [
     "CODES_AT_INTERFACE",
     "CONVOLUTION_TYPE",
     "INT4_ACTIVATION",
+    "INT4_BESIDE_CODES",
     "INT4_BLOCK_SIZE",
     "INT4_ELSEWHERE",
     "INT4_ODD",
@@ -144,6 +145,15 @@ def _four_bits_elsewhere(graph: LintedGraph) -> Iterator[Fault]:
             four = value is not None and value.dtype in _INT4 | {ir.DataType.FLOAT4E2M1}
             if value is not None and four and kind(node) not in LAYOUT | {"DequantizeLinear"}:
                 yield node, f"it takes {_type_name(value)} codes"
+
+
+def _four_bits_beside_codes(graph: LintedGraph) -> Iterator[Fault]:
+    for product in graph.products:
+        left, right = (graph.dequantizer_across(value, LAYOUT) for value in product.inputs[:2])
+        if left is not None and right is not None:
+            four = [found[0].codes in _INT4 for found in (left, right)]
+            if any(four):
+                yield product, f"its {'first' if four[0] else 'second'} operand has 4-bit codes"
 
 
 def _type_name(value: ir.Value) -> str:
@@ -273,6 +283,16 @@ INT4_ELSEWHERE = Rule(
     "openvino.",
     source="onnx-tensorrt, list of operators for TensorRT 10.15",
     check=_four_bits_elsewhere,
+)
+
+INT4_BESIDE_CODES = Rule(
+    name="int4-beside-codes",
+    severity=Severity.WARNING,
+    demands="A weight of 4 bits stands beside an activation in floating point: there are no "
+    "integer products with it, and the activation's quantizer only costs precision.",
+    remedy="Store the weight as int8, or take the quantizer of the activation away.",
+    source="TensorRT documentation, working with quantized types (INT4 is for weights only)",
+    check=_four_bits_beside_codes,
 )
 
 CODES_AT_INTERFACE = Rule(

@@ -23,7 +23,6 @@ __all__ = [
     "ONE_OPERAND",
     "OVERFLOWING_SQUARE",
     "QUANTIZED_RESIDUAL",
-    "SCALE_AXIS",
     "SMALL_PRODUCT",
 ]
 
@@ -176,31 +175,6 @@ def _of(graph: LintedGraph, node: ir.Node) -> str:
     return f"{what} {graph.name_of(node)}"
 
 
-def _scale_axis(graph: LintedGraph) -> Iterator[Fault]:
-    for product in graph.products:
-        for position, operand in enumerate(product.inputs[:2]):
-            found = graph.dequantizer(operand)
-            rank = graph.rank(operand)
-            if found is None or rank is None or not found.per_channel or found.block_size:
-                continue
-            axis = 1 if found.axis is None else found.axis
-            outputs = _output_axis(product, position, rank)
-            if -rank <= axis < rank and axis % rank != outputs:
-                behind = f"the outputs of {_of(graph, product)} along axis {outputs}"
-                yield found.node, f"its scales lie along axis {axis}, and {behind}"
-
-
-def _output_axis(product: ir.Node, position: int, rank: int) -> int:
-    """The axis of an operand that is not summed over: the first or the second operand's."""
-    operator = kind(product)
-    if operator in {"Conv", "ConvTranspose"}:
-        return 0 if operator == "Conv" else 1
-    attribute = ("transA", "transB")[position]
-    turned = operator == "Gemm" and product.attributes.get_int(attribute, 0) == 1
-    last = (position == 1) != turned
-    return rank - 1 if last else rank - 2
-
-
 CAST_BEFORE_PRODUCT = Rule(
     name="cast-before-product",
     severity=Severity.WARNING,
@@ -265,15 +239,4 @@ OVERFLOWING_SQUARE = Rule(
     remedy="Use the operator LayerNormalization, or keep the squares in single precision.",
     source="onnxsim, ViT-B on Jetson Orin: 85 % top-1 to 19 % by decomposed LayerNorms",
     check=_square,
-)
-
-SCALE_AXIS = Rule(
-    name="scale-axis",
-    severity=Severity.WARNING,
-    demands="The scales of a weight lie along its output channels: others cannot be taken out of "
-    "the sum, and the product runs in floating point.",
-    remedy="Quantize the weight along its outputs: the last axis for MatMul, the first for Conv "
-    "and for Gemm with transB.",
-    source="TensorRT developer guide, per-channel quantization of weights",
-    check=_scale_axis,
 )
