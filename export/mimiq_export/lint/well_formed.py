@@ -149,7 +149,9 @@ def _operand_types(graph: LintedGraph, node: ir.Node, schema: onnx.defs.OpSchema
     chosen: dict[str, ir.DataType] = {}
     for index, value in enumerate(node.inputs):
         formal = schema.inputs[min(index, len(schema.inputs) - 1)]
-        if value is None or value.dtype is None or not isinstance(value.type, ir.TensorType):
+        # What may be a sequence or missing has no one type to compare.
+        tensors = all(each.startswith("tensor(") for each in formal.types)
+        if value is None or value.dtype is None or not tensors:
             continue
         name, dtype = graph.name_of(node), value.dtype
         if not formal.types & {_type_string(dtype), "tensor(float)" if _is_float(dtype) else ""}:
