@@ -55,4 +55,4 @@ def test_eight_bits_keep_the_accuracy_of_deit_tiny(shared_data: Path, tmp_path: 
     assert full_precision == pytest.approx(0.86, abs=0.005)
     # Shorter than any recipe: three points here, where the quick recipe must stay within 1.5.
     assert full_precision - engine["accuracy"]["top1"] <= 0.03
-    assert engine["parity"]["fake-quantized"]["agreement"] >= 0.99
+    assert engine["parity"]["fake-quantized"]["agreement"] >= 0.995

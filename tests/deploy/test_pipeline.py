@@ -18,6 +18,7 @@ from click.testing import CliRunner, Result
 from mimiq_deploy.cli import cli
 from mimiq_deploy.demo.digits import load_digits_split, write_image_folder
 from mimiq_deploy.demo.story import demo_model
+from mimiq_export.export_run import write_onnx
 from mimiq_runtime.preprocessing import preprocess_files
 from mimiq_runtime.run_directory import RunDirectory
 
@@ -245,6 +246,41 @@ def test_pixels_and_packed_weights_change_no_answer(
     # What pyproject.toml asks for is too old for INT4.
     assert "onnxruntime>=1.23\n" in (tmp_path / "b" / "requirements.txt").read_text()
     assert bench(copy)[0] == 0
+    assert invoke("inspect", copy, "--verify").exit_code == 0
+
+
+def test_a_model_beyond_2_gib_goes_the_whole_way(
+    run: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As far as a small one can show: weights lie in a file of their own from 1000 bytes on."""
+    if run.name != "w4a4":
+        pytest.skip("one model shows it")
+    copy, picture = tmp_path / "copy", pictures / "0000.png"
+    shutil.copytree(run, copy)
+    with monkeypatch.context() as patch:
+        patch.setitem(write_onnx.__kwdefaults__, "external_data_above", 1000)
+        assert invoke("export", copy, "--packed-int4").exit_code == 0
+    folder = copy / "export" / "ort-cpu"
+    (weights,) = folder.glob("model.onnx.*.data")
+    record = json.loads((folder / "export.json").read_text())
+    assert list(record["external_data"]) == [weights.name]
+    assert (folder / "model.onnx").stat().st_size < weights.stat().st_size
+    name = f"export/ort-cpu/{weights.name}"
+    assert RunDirectory.open(copy).manifest.files[name].bytes == weights.stat().st_size
+
+    _, before = validate(run, "--data", pictures)
+    _, after = validate(copy, "--data", pictures)
+    for part in ("recorded", "parity", "accuracy"):
+        assert after["engines"]["ort-cpu"][part] == before["engines"]["ort-cpu"][part]
+    answer = json.loads(invoke("predict", run, picture, "--json").stdout)["predictions"]
+    assert bundled_answers(copy, tmp_path / "bundle", picture) == answer
+    assert invoke("inspect", folder / "model.onnx", "--lint", "ort-cpu").exit_code == 0
+    assert invoke("inspect", copy, "--verify").exit_code == 0
+
+    # The next small export takes the file away, and the run knows.
+    assert invoke("export", copy).exit_code == 0
+    assert not weights.exists()
+    assert name not in RunDirectory.open(copy).manifest.files
     assert invoke("inspect", copy, "--verify").exit_code == 0
 
 

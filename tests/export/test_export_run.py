@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx
 import onnx_ir as ir
+import onnxruntime
 import pytest
-from _helpers.onnx_graphs import run_ort
+from _helpers.onnx_graphs import copy_of, run_ort
 from _helpers.tiny_students import (
     Exported,
     calibrated_student,
@@ -23,6 +24,7 @@ from _helpers.tiny_students import (
 from mimiq_calib.conversion.convert import expose_attention
 from mimiq_calib.recipe import QuantizationSettings
 from mimiq_export.export_run import export_model, write_onnx
+from mimiq_export.options import ExportOptions
 from mimiq_export.record import ExportRecord, list_floating_point_products
 from mimiq_export.targets.registry import TARGETS, get_target
 from mimiq_runtime.errors import InvalidInputError, OnnxModelError
@@ -53,6 +55,45 @@ def test_the_file_tells_where_it_came_from(
     assert Preprocessing.model_validate_json(preprocessing) == provenance.preprocessing
     assert (proto.producer_name, proto.producer_version) == ("mimiq-deploy", "0.1.0")
     assert "w4a4" in proto.doc_string
+
+
+@pytest.mark.parametrize("external_data_above", [2**31, 1000], ids=["one-file", "two-files"])
+@pytest.mark.parametrize(
+    ("options", "own"),
+    [
+        (ExportOptions(), {}),
+        (ExportOptions(packed_int4=True), {}),
+        (ExportOptions(with_preprocessing=True), {"input": "pixels"}),
+        (ExportOptions(packed_int4=True, with_preprocessing=True), {"input": "pixels"}),
+    ],
+    ids=["plain", "packed-int4", "preprocessing", "both"],
+)
+def test_options_keep_what_the_file_tells(
+    options: ExportOptions,
+    own: dict[str, str],
+    external_data_above: int,
+    exported_w4a4: Exported,
+    tmp_path: Path,
+    provenance: ExportProvenance,
+) -> None:
+    graph = copy_of(exported_w4a4.graph)
+    for graph_pass in options.passes(provenance.preprocessing):
+        graph = graph_pass(graph).model
+    write_onnx(graph, tmp_path / "model.onnx", external_data_above=external_data_above)
+    # As an engine sees it, which reads the weights from the second file.
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    facts = session.get_modelmeta().custom_metadata_map
+    expected = {
+        "version": "0.1.0",
+        "run": "9f86d081884c7d65",
+        "model": "vit_tiny_patch16_224",
+        "bits": "w4a4",
+        "recipe": "quick",
+        "target": "ort-cpu",
+        "preprocessing": provenance.preprocessing.model_dump_json(),
+    }
+    assert facts == {f"mimiq_deploy.{key}": value for key, value in (expected | own).items()}
+    assert session.get_modelmeta().producer_name == "mimiq-deploy"
 
 
 def test_the_record_tells_what_was_written(exported_w4a4: Exported, tmp_path: Path) -> None:

@@ -131,6 +131,23 @@ def test_weights_are_the_codes_of_torch_in_int8(exported: Exported) -> None:
             np.testing.assert_array_equal(codes if axis == 0 else codes.T, expected)
 
 
+def test_biases_are_those_of_torch_in_floating_point(exported: Exported) -> None:
+    initializers = exported.graph.graph.initializers
+    dequantized = [node for node in exported.graph.graph if node.op_type == "DequantizeLinear"]
+    assert ir.DataType.INT32 not in {node.inputs[0].dtype for node in dequantized}
+    layers = {
+        name: layer
+        for name, layer in exported.torch_model.named_modules()
+        # The attention's scale is folded into the queries' part of qkv, by a power of two.
+        if getattr(layer, "bias", None) is not None and not name.endswith("qkv")
+    }
+    assert layers
+    for name, layer in layers.items():
+        stored = initializers[f"{name}.bias"].const_value.numpy()
+        expected = layer.bias.detach().numpy()
+        np.testing.assert_array_equal(stored.reshape(-1), expected, err_msg=name)
+
+
 def test_the_graph_is_valid_opset_20_of_onnx_operators_only(exported: Exported) -> None:
     proto = ir.to_proto(exported.graph)
     onnx.checker.check_model(proto, full_check=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mimiq_export.lint.finding import Severity
-from mimiq_export.lint.linted_graph import LAYOUT
+from mimiq_export.lint.linted_graph import LAYOUT, kind
 from mimiq_export.lint.rule import Rule
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def _quantized(graph: LintedGraph, attention: Attention) -> list[bool]:
 def _scale_behind(graph: LintedGraph) -> Iterator[Fault]:
     for attention in graph.attentions:
         for node in graph.users(attention.scores.outputs[0]):
-            scales = node.op_type in {"Div", "Mul"} and _by_a_number(graph, node)
+            scales = kind(node) in {"Div", "Mul"} and _by_a_number(graph, node)
             if scales and any(_quantized(graph, attention)):
                 yield node, f"it scales the product {graph.name_of(attention.scores)}"
 

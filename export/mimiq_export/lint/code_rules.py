@@ -60,10 +60,11 @@ def _bias(graph: LintedGraph) -> Iterator[Fault]:
 
 
 def _type(graph: LintedGraph) -> Iterator[Fault]:
-    own_rules = {ir.DataType.UINT8, ir.DataType.INT32, None, ir.DataType.UNDEFINED}
+    own_rules = {ir.DataType.UINT8, ir.DataType.INT32, None}
     for found in graph.quantizers:
         if found.codes not in _TAKEN | own_rules:
-            yield found.node, f"its codes are {found.codes.name.lower()}" if found.codes else ""
+            codes = ir.DataType.UNDEFINED if found.codes is None else found.codes
+            yield found.node, f"its codes are {codes.name.lower()}"
 
 
 def _zero_point(graph: LintedGraph) -> Iterator[Fault]:

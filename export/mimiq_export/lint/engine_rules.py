@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from mimiq_export.lint.finding import Severity
-from mimiq_export.lint.linted_graph import LAYOUT
+from mimiq_export.lint.linted_graph import LAYOUT, kind
 from mimiq_export.lint.rule import Rule
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def _opset_21(graph: LintedGraph) -> Iterator[Fault]:
     for found in graph.quantizers:
         int8 = found.zero_point is not None and found.zero_point.dtype == np.int8
         if int8 and not found.quantizes and not found.is_weight:
-            moved = [user for user in graph.users(found.node.outputs[0]) if user.op_type in LAYOUT]
+            moved = [user for user in graph.users(found.node.outputs[0]) if kind(user) in LAYOUT]
             if moved:
                 name = graph.name_of(moved[0])
                 yield found.node, f"its int8 zero point meets {name} at opset {graph.opset}"
@@ -60,7 +60,7 @@ def _type_twice(graph: LintedGraph) -> Iterator[Fault]:
 
 def _gemm_bias(graph: LintedGraph) -> Iterator[Fault]:
     for product in graph.products:
-        if product.op_type == "Gemm" and len(product.inputs) == 3 and product.inputs[2]:
+        if kind(product) == "Gemm" and len(product.inputs) == 3 and product.inputs[2]:
             operands = [graph.dequantizer(operand) for operand in product.inputs[:2]]
             if all(operands) and graph.dequantizer(product.inputs[2]) is None:
                 yield product, "its operands are quantized and its bias is not"
@@ -79,28 +79,28 @@ def _is_half(scale: np.ndarray | None) -> bool:
 
 def _int8_add(graph: LintedGraph) -> Iterator[Fault]:
     for node in graph.nodes:
-        if node.op_type == "Add" and len(node.inputs) == 2:
+        if kind(node) == "Add" and len(node.inputs) == 2:
             operands = [graph.dequantizer(value) for value in node.inputs]
             int8 = [found is not None and found.codes == ir.DataType.INT8 for found in operands]
-            quantized = any(user.op_type == "QuantizeLinear" for user in _users(graph, node))
+            quantized = any(kind(user) == "QuantizeLinear" for user in _users(graph, node))
             if all(int8) and quantized:
                 yield node, "it adds int8 and is quantized to int8"
 
 
 def _convolution(graph: LintedGraph) -> Iterator[Fault]:
     for product in graph.products:
-        if product.op_type == "Conv" and all(
+        if kind(product) == "Conv" and all(
             graph.dequantizer(operand) for operand in product.inputs[:2]
         ):
             users = _users(graph, product)
-            if not any(user.op_type == "QuantizeLinear" for user in users):
+            if not any(kind(user) == "QuantizeLinear" for user in users):
                 yield product, "its operands are quantized and its output is not"
 
 
 def _softmax(graph: LintedGraph) -> Iterator[Fault]:
     for node in graph.nodes:
-        if node.op_type == "Softmax" and graph.dequantizer(node.inputs[0]) is not None:
-            users = [user.op_type for user in _users(graph, node)]
+        if kind(node) == "Softmax" and graph.dequantizer(node.inputs[0]) is not None:
+            users = [kind(user) for user in _users(graph, node)]
             if "QuantizeLinear" in users:
                 yield node, "its input and its output are quantized"
 
@@ -123,8 +123,8 @@ def _uses_all_bits(graph: LintedGraph, weight: QuantizerNode) -> bool:
 
 def _no_cuda_kernel(graph: LintedGraph) -> Iterator[Fault]:
     for node in graph.nodes:
-        if node.op_type in _WITHOUT_KERNEL:
-            yield node, f"CUDA has no kernel for {node.op_type}"
+        if kind(node) in _WITHOUT_KERNEL:
+            yield node, f"CUDA has no kernel for {kind(node)}"
 
 
 def _unfused(graph: LintedGraph) -> Iterator[Fault]:
@@ -135,8 +135,8 @@ def _unfused(graph: LintedGraph) -> Iterator[Fault]:
 
 def _dynamic(graph: LintedGraph) -> Iterator[Fault]:
     for node in graph.nodes:
-        if node.op_type in _FLOAT_IN_OPENVINO:
-            yield node, f"{node.op_type} is computed in floating point"
+        if kind(node) in _FLOAT_IN_OPENVINO:
+            yield node, f"{kind(node)} is computed in floating point"
 
 
 def _users(graph: LintedGraph, node: ir.Node) -> list[ir.Node]:

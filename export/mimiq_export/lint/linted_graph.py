@@ -14,11 +14,11 @@ import numpy as np
 import onnx_ir as ir
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from numpy.typing import NDArray
 
-__all__ = ["DOMAINS", "LAYOUT", "PRODUCTS", "Attention", "LintedGraph", "QuantizerNode"]
+__all__ = ["DOMAINS", "LAYOUT", "PRODUCTS", "Attention", "LintedGraph", "QuantizerNode", "kind"]
 
 DOMAINS = frozenset({"", "ai.onnx", "com.microsoft"})
 """Where QuantizeLinear and DequantizeLinear are found; the last is ONNX Runtime's own."""
@@ -37,7 +37,17 @@ _AROUND_SOFTMAX = frozenset(
     {"Add", "Cast", "Clip", "DequantizeLinear", "Div", "Dropout", "Identity", "Mul"}
     | {"QuantizeLinear", "Reshape", "Where"}
 )
+_CLOSE_TO_QUANTIZERS = _UNCHANGED | {"Clip", "DequantizeLinear", "QuantizeLinear"}
 _FARTHEST = 12
+_LONGEST_LAYER = 500
+
+
+def kind(node: ir.Node) -> str:
+    """The operator of a node; with its domain, where that is neither ONNX nor ONNX Runtime's.
+
+    An operator of another domain may share the name of one of ONNX, and nothing else.
+    """
+    return node.op_type if node.domain in DOMAINS else f"{node.domain}::{node.op_type}"
 
 
 @dataclass(frozen=True)
@@ -67,7 +77,7 @@ class QuantizerNode:
     @property
     def quantizes(self) -> bool:
         """Whether it is the QuantizeLinear of the two."""
-        return self.node.op_type == "QuantizeLinear"
+        return kind(self.node) == "QuantizeLinear"
 
     @property
     def scale_value(self) -> ir.Value | None:
@@ -110,7 +120,8 @@ class LintedGraph:
 
     def __init__(self, model: ir.Model) -> None:
         self.model = model
-        self.nodes: list[ir.Node] = list(model.graph.all_nodes())
+        # A node without outputs has no part in the answer.
+        self.nodes: list[ir.Node] = [node for node in model.graph.all_nodes() if node.outputs]
 
     @property
     def opset(self) -> int:
@@ -130,7 +141,7 @@ class LintedGraph:
             node
             for node in self.nodes
             if node.domain in DOMAINS
-            and node.op_type in PRODUCTS
+            and kind(node) in PRODUCTS
             and len(node.inputs) >= 2
             and node.inputs[0] is not None
             and node.inputs[1] is not None
@@ -141,7 +152,7 @@ class LintedGraph:
         """Every Softmax between two products of activations."""
         found = []
         for softmax in self.nodes:
-            if softmax.op_type == "Softmax":
+            if kind(softmax) == "Softmax" and softmax.inputs and softmax.outputs:
                 scores = self._product_before(softmax.inputs[0])
                 weighted = self._product_behind(softmax.outputs[0])
                 if scores is not None and weighted is not None:
@@ -154,15 +165,24 @@ class LintedGraph:
         return node.name or f"{node.op_type} that makes {output or 'nothing'}"
 
     def constant(self, value: ir.Value | None) -> NDArray[np.generic] | None:
-        """Elements of a constant, also of a Constant node and behind Cast or Identity."""
+        """Elements of a constant, also of a Constant node and behind Identity or Cast.
+
+        A Cast is carried out: what an engine gets is what stands behind it.
+        """
+        casts: list[ir.DataType] = []
         for _ in range(_FARTHEST):
             if value is None:
                 return None
-            if value.const_value is not None:
-                return np.asarray(value.const_value.numpy())
             node = value.producer()
-            if node is None or node.op_type not in _UNCHANGED | {"Constant"} or not node.inputs:
-                return _constant_node(node)
+            elements = _constant_node(node)
+            if value.const_value is not None:
+                elements = np.asarray(value.const_value.numpy())
+            if elements is not None:
+                return _cast(elements, reversed(casts)) if _is_numeric(elements) else None
+            if node is None or kind(node) not in _UNCHANGED or not node.inputs:
+                return None
+            if kind(node) == "Cast":
+                casts.append(ir.DataType(node.attributes.get_int("to", ir.DataType.FLOAT)))
             value = node.inputs[0]
         return None
 
@@ -174,9 +194,9 @@ class LintedGraph:
             if value.const_value is not None:
                 return True
             node = value.producer()
-            if node is not None and node.op_type == "Constant":
+            if node is not None and kind(node) == "Constant":
                 return True
-            if node is None or node.op_type not in _UNCHANGED or not node.inputs:
+            if node is None or kind(node) not in _UNCHANGED or not node.inputs:
                 return False
             value = node.inputs[0]
         return False
@@ -197,7 +217,7 @@ class LintedGraph:
             if found is not None:
                 return found, between
             node = value.producer()
-            if node is None or node.op_type not in moved_by or not node.inputs:
+            if node is None or kind(node) not in moved_by or not node.inputs:
                 return None
             between.append(node)
             value = node.inputs[0]
@@ -210,9 +230,34 @@ class LintedGraph:
                 return value is not None
             node = value.producer()
             passing = LAYOUT | _UNCHANGED | {"DequantizeLinear", "QuantizeLinear"}
-            if node is None or node.op_type not in passing or not node.inputs:
+            if node is None or kind(node) not in passing or not node.inputs:
                 return False
             value = node.inputs[0]
+        return False
+
+    def is_residual_sum(self, node: ir.Node) -> bool:
+        """Whether a node adds a stream to what was computed from that same stream."""
+        if kind(node) not in {"Add", "Sum"} or len(node.inputs) < 2:
+            return False
+        operands = [_unquantized(value) for value in node.inputs if value is not None]
+        return any(
+            stream is not other and stream is not None and self._is_made_from(other, stream)
+            for stream in operands
+            for other in operands
+        )
+
+    def _is_made_from(self, value: ir.Value | None, stream: ir.Value) -> bool:
+        """Whether a stream is found behind a value, as far as a layer may be long."""
+        waiting, seen = [value], {value}
+        while waiting and len(seen) < _LONGEST_LAYER:
+            each = waiting.pop(0)
+            producer = None if each is None else each.producer()
+            for operand in producer.inputs if producer is not None else ():
+                if operand is stream:
+                    return True
+                if operand not in seen:
+                    seen.add(operand)
+                    waiting.append(operand)
         return False
 
     def size(self, value: ir.Value | None, axis: int) -> int | None:
@@ -232,7 +277,7 @@ class LintedGraph:
         return [use.node for use in value.uses()]
 
     def _quantizer(self, node: ir.Node) -> QuantizerNode | None:
-        known = node.op_type in {"DequantizeLinear", "QuantizeLinear"} and node.domain in DOMAINS
+        known = kind(node) in {"DequantizeLinear", "QuantizeLinear"}
         if not known or len(node.inputs) < 2 or node.inputs[0] is None:
             return None
         data = node.inputs[0]
@@ -250,7 +295,7 @@ class LintedGraph:
 
     def _product_before(self, value: ir.Value | None) -> ir.Node | None:
         for node in self._walk_back(value):
-            if node.op_type == "MatMul" and len(node.inputs) == 2:
+            if kind(node) == "MatMul" and len(node.inputs) == 2:
                 weights = [self.computes_from_weight(operand) for operand in node.inputs]
                 return None if any(weights) else node
         return None
@@ -263,7 +308,7 @@ class LintedGraph:
             producer = None if node is None else node.producer()
             if producer is not None:
                 yield producer
-                if producer.op_type in _AROUND_SOFTMAX:
+                if kind(producer) in _AROUND_SOFTMAX:
                     waiting.extend(producer.inputs)
             if not waiting:
                 return
@@ -272,17 +317,27 @@ class LintedGraph:
         for _ in range(_FARTHEST):
             users = self.users(value)
             for user in users:
-                if user.op_type == "MatMul":
+                if kind(user) == "MatMul":
                     return user
-            onward = [user for user in users if user.op_type in _AROUND_SOFTMAX]
+            onward = [user for user in users if kind(user) in _AROUND_SOFTMAX and user.outputs]
             if not onward:
                 return None
             value = onward[0].outputs[0]
         return None
 
 
+def _unquantized(value: ir.Value | None) -> ir.Value | None:
+    """What a value was before quantizers, Clips and Casts."""
+    for _ in range(_FARTHEST):
+        node = None if value is None else value.producer()
+        if node is None or kind(node) not in _CLOSE_TO_QUANTIZERS or not node.inputs:
+            return value
+        value = node.inputs[0]
+    return value
+
+
 def _constant_node(node: ir.Node | None) -> NDArray[np.generic] | None:
-    if node is None or node.op_type != "Constant":
+    if node is None or kind(node) != "Constant":
         return None
     for attribute in node.attributes.values():
         if attribute.type == ir.AttributeType.TENSOR:
@@ -291,11 +346,25 @@ def _constant_node(node: ir.Node | None) -> NDArray[np.generic] | None:
     return None
 
 
+def _is_numeric(array: NDArray[np.generic]) -> bool:
+    """Not text. The types of numbers that numpy lacks are void to it."""
+    return array.dtype.kind not in "OSU"
+
+
+def _cast(array: NDArray[np.generic], types: Iterable[ir.DataType]) -> NDArray[np.generic]:
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        for dtype in types:
+            array = array.astype(dtype.numpy())
+    return array
+
+
 def _code_type(node: ir.Node, data: ir.Value, zero: ir.Value | None) -> ir.DataType | None:
-    if node.op_type == "DequantizeLinear":
+    if kind(node) == "DequantizeLinear":
         return data.dtype or (None if zero is None else zero.dtype)
     if zero is not None:
         return zero.dtype or node.outputs[0].dtype
     named = node.attributes.get_int("output_dtype", 0)
+    if named not in set(ir.DataType):
+        return ir.DataType.UNDEFINED
     # ONNX: without a zero point and a named type the codes are uint8.
     return ir.DataType(named) if named else ir.DataType.UINT8

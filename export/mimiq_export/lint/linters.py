@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import onnx_ir as ir
@@ -9,6 +11,7 @@ import onnx_ir.passes.common as common_passes
 
 from mimiq_export.lint import (
     attention_rules,
+    axis_rules,
     code_rules,
     engine_rules,
     operator_rules,
@@ -17,10 +20,12 @@ from mimiq_export.lint import (
 )
 from mimiq_export.lint.finding import Severity
 from mimiq_export.lint.linted_graph import LintedGraph
+from mimiq_export.lint.well_formed import check_structure, check_types
 from mimiq_runtime.classifier_checks import check_onnx_file
 from mimiq_runtime.errors import InvalidInputError, OnnxModelError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from mimiq_export.lint.finding import Finding
@@ -45,6 +50,7 @@ LINTERS: dict[str, tuple[Rule, ...]] = {
         code_rules.ZERO_POINT_NOT_CONSTANT,
         *_EVERYWHERE,
         scale_rules.SCALE_BECOMES_ZERO,
+        scale_rules.SCALE_BECOMES_INFINITE,
         scale_rules.SCALE_LOSES_BITS,
         scale_rules.SCALE_NOT_CONSTANT,
         scale_rules.SCALE_SHAPE,
@@ -58,22 +64,29 @@ LINTERS: dict[str, tuple[Rule, ...]] = {
         placement_rules.LAYOUT_BEFORE_PRODUCT,
         placement_rules.QUANTIZED_RESIDUAL,
         placement_rules.SMALL_PRODUCT,
+        axis_rules.SCALE_AXIS,
         placement_rules.OVERFLOWING_SQUARE,
         attention_rules.ATTENTION_SHAPE,
         attention_rules.ATTENTION_IN_PART,
         attention_rules.SCALE_BEHIND_SCORES,
         operator_rules.OPERATOR_UNKNOWN,
+        operator_rules.OPERATOR_NOT_IMPORTED,
         operator_rules.OPSET_TOO_OLD,
         operator_rules.BLOCK_TYPE,
         operator_rules.BLOCK_AXIS,
         operator_rules.INT4_BLOCK_SIZE,
         operator_rules.INT4_ACTIVATION,
         operator_rules.INT4_ODD,
+        operator_rules.INT4_ELSEWHERE,
+        operator_rules.INT4_BESIDE_CODES,
         operator_rules.CONVOLUTION_TYPE,
+        operator_rules.CODES_AT_INTERFACE,
+        operator_rules.UINT8_INPUT,
     ),
     "ort-cpu": (
         *_EVERYWHERE,
         placement_rules.LAYOUT_BEFORE_PRODUCT,
+        axis_rules.SCALE_AXIS_IGNORED,
         engine_rules.INT8_AT_OPSET_21,
         engine_rules.OUTPUT_TYPE_TWICE,
         engine_rules.BIAS_IN_GEMM,
@@ -116,13 +129,31 @@ def lint_file(path: Path, target: str) -> list[Finding]:
 
     Raises:
         InvalidInputError: The target has no rules.
-        OnnxModelError: The file is missing, or no ONNX model.
+        OnnxModelError: The file is missing, or no valid ONNX model.
     """
     if target not in LINTERS:
         raise InvalidInputError(
             f"Expected one of the targets {', '.join(LINTERS)} to lint for; got {target!r}."
         )
-    return lint_model(_read(path), target)
+    with _own_words():
+        model = _read(path)
+    findings = lint_model(model, target)
+    # Types that do not go together are often what a rule has a name and a remedy for.
+    if not any(found.severity is Severity.ERROR for found in findings):
+        check_types(model, path)
+    return findings
+
+
+@contextmanager
+def _own_words() -> Iterator[None]:
+    """Without the log of onnx-ir: what it warns of is found again here, in one sentence."""
+    log = logging.getLogger("onnx_ir")
+    before = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
 
 
 def _read(path: Path) -> ir.Model:
@@ -138,5 +169,6 @@ def _read(path: Path) -> ir.Model:
     # An empty file, and many a text, decode without an error to a model that has nothing in it.
     if not model.graph.outputs:
         raise OnnxModelError(f"{path} cannot be read as an ONNX model; export it again.")
-    # Shapes only make the rules see more; where they cannot be inferred, the pass says so in a log.
-    return common_passes.ShapeInferencePass()(model).model
+    check_structure(model, path)
+    # Shapes only make the rules see more; what cannot be inferred stays unknown, node by node.
+    return common_passes.ShapeInferencePass(check_type=False, strict_mode=False)(model).model

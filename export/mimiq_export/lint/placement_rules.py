@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 
 from mimiq_export.lint.finding import Severity
-from mimiq_export.lint.linted_graph import LAYOUT, PRODUCTS
+from mimiq_export.lint.linted_graph import LAYOUT, PRODUCTS, kind
 from mimiq_export.lint.rule import Rule
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from mimiq_export.lint.linted_graph import LintedGraph
+    from mimiq_export.lint.linted_graph import LintedGraph, QuantizerNode
     from mimiq_export.lint.rule import Fault
 
 __all__ = [
@@ -37,11 +37,11 @@ def _cast_before_product(graph: LintedGraph) -> Iterator[Fault]:
         for operand in product.inputs[:2]:
             found = graph.dequantizer_across(operand, LAYOUT | _CASTS)
             for node in found[1] if found else []:
-                if node.op_type == "Cast":
+                if kind(node) == "Cast":
                     yield node, f"it stands between a DequantizeLinear and {_of(graph, product)}"
     for each in graph.quantizers:
         cast = each.data.producer()
-        if each.quantizes and cast is not None and cast.op_type == "Cast" and _is_widening(cast):
+        if each.quantizes and cast is not None and kind(cast) == "Cast" and _is_widening(cast):
             yield cast, f"it stands in front of {graph.name_of(each.node)}"
 
 
@@ -79,7 +79,7 @@ def _not_a_product(graph: LintedGraph) -> Iterator[Fault]:
     for found in graph.quantizers:
         if not found.quantizes and not found.is_weight and found.codes != ir.DataType.INT32:
             users = graph.users(found.node.outputs[0])
-            idle = [user for user in users if user.op_type in _NEVER_INTEGER]
+            idle = [user for user in users if kind(user) in _NEVER_INTEGER]
             if idle:
                 yield found.node, f"what it dequantizes goes to {_of(graph, idle[0])}"
 
@@ -96,28 +96,30 @@ def _residual(graph: LintedGraph) -> Iterator[Fault]:
         if found.is_weight or found.codes == ir.DataType.INT32:
             continue
         if found.quantizes:
-            adds = [_behind_clip(found.data)]
+            # A sum that only products take in codes is the input of a Linear: the stream goes on
+            # beside it.
+            adds = [] if _for_products_alone(graph, found) else [_behind_clip(found.data)]
             what = "it quantizes the sum"
         else:
             adds = list(graph.users(found.node.outputs[0]))
             what = "what it dequantizes goes into the sum"
         for add in adds:
-            if add is not None and _adds_activations(graph, add):
-                yield found.node, f"{what} {graph.name_of(add)} of two activations"
+            if add is not None and graph.is_residual_sum(add):
+                yield found.node, f"{what} {graph.name_of(add)} of a residual stream"
                 break
+
+
+def _for_products_alone(graph: LintedGraph, quantize: QuantizerNode) -> bool:
+    dequantized = graph.users(quantize.node.outputs[0])
+    users = [user for node in dequantized for user in graph.users(node.outputs[0])]
+    return bool(users) and all(kind(user) in PRODUCTS for user in users)
 
 
 def _behind_clip(value: ir.Value) -> ir.Node | None:
     node = value.producer()
-    if node is not None and node.op_type == "Clip" and node.inputs[0] is not None:
+    if node is not None and kind(node) == "Clip" and node.inputs[0] is not None:
         return node.inputs[0].producer()
     return node
-
-
-def _adds_activations(graph: LintedGraph, node: ir.Node) -> bool:
-    if node.op_type not in {"Add", "Sum"} or len(node.inputs) < 2:
-        return False
-    return not any(graph.computes_from_weight(operand) for operand in node.inputs)
 
 
 def _small(graph: LintedGraph) -> Iterator[Fault]:
@@ -135,7 +137,7 @@ def _small(graph: LintedGraph) -> Iterator[Fault]:
 def _sizes(graph: LintedGraph, product: ir.Node) -> tuple[int | None, int | None]:
     """Length of the sums (K) and number of outputs (N) of a product."""
     weight = product.inputs[1]
-    if product.op_type in {"Conv", "ConvTranspose"}:
+    if kind(product) in {"Conv", "ConvTranspose"}:
         sizes = [graph.size(weight, axis) for axis in range(graph.rank(weight) or 0)]
         if not sizes or None in sizes:
             return None, None
@@ -143,25 +145,34 @@ def _sizes(graph: LintedGraph, product: ir.Node) -> tuple[int | None, int | None
         for size in sizes[1:]:
             total *= size or 1
         return total, sizes[0]
-    turned = product.op_type == "Gemm" and product.attributes.get_int("transB", 0) == 1
+    turned = kind(product) == "Gemm" and product.attributes.get_int("transB", 0) == 1
     summed, columns = graph.size(weight, -2), graph.size(weight, -1)
     return (columns, summed) if turned else (summed, columns)
 
 
 def _square(graph: LintedGraph) -> Iterator[Fault]:
     for node in graph.nodes:
-        if node.op_type == "Pow" and len(node.inputs) == 2:
-            exponent = graph.constant(node.inputs[1])
-            squares = exponent is not None and exponent.size == 1 and exponent.item() >= 2
-        else:
-            squares = node.op_type == "Mul" and node.inputs[0] is node.inputs[-1]
-        if squares and node.outputs[0].dtype == ir.DataType.FLOAT16:
+        half = ir.DataType.FLOAT16 in {node.outputs[0].dtype, *_types(node)}
+        if half and _squares(graph, node):
             yield node, "it squares in half precision, which ends at 65504"
 
 
+def _types(node: ir.Node) -> list[ir.DataType | None]:
+    return [value.dtype for value in node.inputs[:1] if value is not None]
+
+
+def _squares(graph: LintedGraph, node: ir.Node) -> bool:
+    if kind(node) == "Pow":
+        exponent = graph.constant(node.inputs[1])
+        return exponent is not None and exponent.size == 1 and exponent.item() >= 2
+    if kind(node) == "Mul":
+        return node.inputs[0] is node.inputs[1]
+    return kind(node) in {"ReduceL2", "ReduceSumSquare"}
+
+
 def _of(graph: LintedGraph, node: ir.Node) -> str:
-    kind = "the product" if node.op_type in PRODUCTS else "the " + node.op_type
-    return f"{kind} {graph.name_of(node)}"
+    what = "the product" if kind(node) in PRODUCTS else "the " + kind(node)
+    return f"{what} {graph.name_of(node)}"
 
 
 CAST_BEFORE_PRODUCT = Rule(
@@ -205,8 +216,8 @@ NOT_A_PRODUCT = Rule(
 QUANTIZED_RESIDUAL = Rule(
     name="quantized-residual",
     severity=Severity.WARNING,
-    demands="The sums of a residual stream are not quantized: in vision transformers they have "
-    "outliers near 1000, and accuracy collapses.",
+    demands="The sums of a residual stream are not quantized, but as the input of products: in "
+    "vision transformers they have outliers near 1000, and accuracy collapses.",
     remedy="Quantize the inputs of Linear layers only.",
     source="onnxsim, ViT-B on Jetson Orin: 85 % top-1 to 5 % and less with quantized residuals",
     check=_residual,

@@ -21,6 +21,7 @@ __all__ = [
     "AXIS_NOT_WRITTEN",
     "CONSTANT_BEYOND_HALF",
     "SCALAR_INPUT",
+    "SCALE_BECOMES_INFINITE",
     "SCALE_BECOMES_ZERO",
     "SCALE_LOSES_BITS",
     "SCALE_NOT_CONSTANT",
@@ -31,6 +32,7 @@ __all__ = [
 ]
 
 _SMALLEST_NORMAL = 2.0**-14
+_LARGEST = 65504.0
 _HALVES = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
 
 
@@ -53,10 +55,21 @@ def _becomes_zero(graph: LintedGraph) -> Iterator[Fault]:
                 yield found.node, f"its scale {lost.flat[0]:g} is 0 in half precision"
 
 
+def _becomes_infinite(graph: LintedGraph) -> Iterator[Fault]:
+    for found in graph.quantizers:
+        scale = _numbers(found)
+        if scale is not None:
+            lost = scale[np.isfinite(scale) & (scale > _LARGEST)]
+            if lost.size:
+                yield found.node, f"its scale {lost.flat[0]:g} is infinite in half precision"
+
+
 def _loses_bits(graph: LintedGraph) -> Iterator[Fault]:
     for found in graph.quantizers:
         scale = _numbers(found)
-        if scale is None or found.codes == ir.DataType.INT32:
+        # bfloat16 has the exponents of single precision.
+        keeps = found.scale_value is not None and found.scale_value.dtype == ir.DataType.BFLOAT16
+        if scale is None or keeps or found.codes == ir.DataType.INT32:
             continue
         with np.errstate(under="ignore", over="ignore"):
             small = scale[(scale < _SMALLEST_NORMAL) & (scale.astype(np.float16) > 0)]
@@ -85,17 +98,37 @@ def _shape(graph: LintedGraph) -> Iterator[Fault]:
 
 def _shape_fault(graph: LintedGraph, found: QuantizerNode) -> str | None:
     scale, rank = found.scale, graph.rank(found.data)
-    if scale is None or scale.ndim == 0 or scale.size == 1:
+    if scale is None or scale.size == 1:
         return None
-    if scale.ndim == 1 and not found.block_size:
-        axis = 1 if found.axis is None else found.axis
-        size = graph.size(found.data, axis)
-        if size is not None and size != scale.size:
-            return f"it has {scale.size} scales for the {size} slices of axis {axis}"
-        return None
-    if rank is not None and scale.ndim != rank:
+    if rank is not None and scale.ndim not in {1, rank}:
         return f"its scale has {scale.ndim} axes and its input {rank}"
+    axis = 1 if found.axis is None else found.axis
+    if rank is not None and not -rank <= axis < rank:
+        return f"its axis is {axis} and its input has {rank} axes"
+    if found.block_size:
+        return _block_fault(graph, found, axis)
+    if scale.ndim != 1:
+        return f"its scale has {scale.ndim} axes and no block_size"
+    size = graph.size(found.data, axis)
+    if size is not None and size != scale.size:
+        return f"it has {scale.size} scales for the {size} slices of axis {axis}"
     return None
+
+
+def _block_fault(graph: LintedGraph, found: QuantizerNode, axis: int) -> str | None:
+    """Scales of blocks: as many along the axis as there are blocks, one for each element else."""
+    rank, scale = graph.rank(found.data), found.scale
+    if rank is None or scale is None:
+        return None
+    sizes = [graph.size(found.data, each) for each in range(rank)]
+    blocked = sizes[axis]
+    if blocked is not None:
+        sizes[axis] = -(-blocked // found.block_size)
+    shape = list(scale.shape)
+    fits = len(shape) == rank and all(
+        size in {None, got} for size, got in zip(sizes, shape, strict=True)
+    )
+    return None if fits else f"its scale has the shape {shape} and its blocks {sizes}"
 
 
 def _activation_per_channel(graph: LintedGraph) -> Iterator[Fault]:
@@ -141,11 +174,15 @@ def _single_precision(graph: LintedGraph) -> Iterator[Fault]:
 
 
 def _beyond_half(graph: LintedGraph) -> Iterator[Fault]:
-    for value in graph.model.graph.initializers.values():
-        if value.dtype == ir.DataType.FLOAT16 and value.uses():
-            array = graph.constant(value)
-            if array is not None and not np.isfinite(array).all():
-                yield graph.users(value)[0], f"its constant {value.name} is not finite"
+    seen: set[ir.Value] = set()
+    for node in graph.nodes:
+        for value in node.inputs:
+            half = value is not None and value.dtype == ir.DataType.FLOAT16
+            if value is not None and half and value not in seen and graph.is_constant(value):
+                seen.add(value)
+                array = graph.constant(value)
+                if array is not None and not np.isfinite(array).all():
+                    yield node, f"its constant {value.name} is not finite"
 
 
 def _numbers(found: QuantizerNode) -> np.ndarray | None:
@@ -170,6 +207,15 @@ SCALE_BECOMES_ZERO = Rule(
     remedy="Leave this layer in floating point, or scale its weight up and its output down.",
     source="IEEE 754 half precision; the strongly typed network has half-precision scales",
     check=_becomes_zero,
+)
+
+SCALE_BECOMES_INFINITE = Rule(
+    name="scale-becomes-infinite",
+    severity=Severity.ERROR,
+    demands="No scale is infinite in half precision, that is above 65504.",
+    remedy="Leave this layer in floating point, or scale its weight down and its output up.",
+    source="IEEE 754 half precision; the strongly typed network has half-precision scales",
+    check=_becomes_infinite,
 )
 
 SCALE_LOSES_BITS = Rule(
