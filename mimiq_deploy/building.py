@@ -178,7 +178,9 @@ def build_command(model: Path, options: BuildOptions, extra: Sequence[str] = ())
     'mimiq-deploy build run --engine trt --max-batch 64'
     """
     words = ["mimiq-deploy", "build", str(model), "--engine", "trt", *extra]
-    defaults = BuildOptions()
+    # The default of one option depends on these two.
+    sizes = BuildOptions(min_batch=options.min_batch, max_batch=options.max_batch)
+    defaults = BuildOptions(opt_batch=sizes.opt_batch)
     for name, value in options.model_dump(mode="json").items():
         if value != getattr(defaults, name):
             option = f"--{name.replace('_', '-')}"

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
+from pydantic import ValidationError, model_validator
 
 from mimiq_runtime.cuda_device import CudaDevice
 from mimiq_runtime.errors import EngineError
@@ -44,7 +44,8 @@ class BuildOptions(Schema):
 
     Attributes:
         min_batch: Smallest batch that it shall take.
-        opt_batch: The batch that it is tuned for.
+        opt_batch: The batch that it is tuned for; where it is not given 8, or the batch next to it
+            that the engine takes.
         max_batch: Largest batch that it shall take.
         workspace_mib: Scratch memory that a kernel may use, in MiB; None for TensorRT's default.
         optimization_level: 0 (quick build) to 5 (searches longest); None for TensorRT's default.
@@ -65,6 +66,20 @@ class BuildOptions(Schema):
     refittable: bool = False
     strip_weights: bool = False
     tf32: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _tune_for_a_batch_that_it_takes(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or "opt_batch" in given:
+            return given
+        least, usual, most = (
+            given.get(name, cls.model_fields[name].default)
+            for name in ("min_batch", "opt_batch", "max_batch")
+        )
+        # What is no number is for pydantic to name.
+        if not (isinstance(least, int) and isinstance(most, int)):
+            return given
+        return {**given, "opt_batch": max(least, min(usual, most))}
 
 
 class ShapeProfile(Schema):

@@ -102,8 +102,10 @@ class TestWithoutTensorRT:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--min-batch", "9"], "1 <= min <= opt <= max, got 9, 8 and 32"),
+        (["--min-batch", "9", "--opt-batch", "8"], "1 <= min <= opt <= max, got 9, 8 and 32"),
         (["--min-batch", "0"], "got 0, 8 and 32"),
+        (["--min-batch", "9", "--max-batch", "4"], "got 9, 9 and 4"),
+        (["--max-batch", "4", "--opt-batch", "8"], "got 1, 8 and 4"),
         (["--workspace-mib", "0"], "at least 1 MiB, got 0"),
         (["--optimization-level", "6"], "must be 0 to 5, got 6"),
         (["--output", "elsewhere"], "written into the run"),
@@ -115,6 +117,19 @@ def test_options_that_cannot_be_are_refused(
     result = build(run.root, *arguments)
     assert result.exit_code == 2, result.output
     assert words in result.output
+
+
+@pytest.mark.parametrize(
+    ("sizes", "tuned_for"),
+    [({}, 8), ({"max_batch": 4}, 4), ({"min_batch": 9}, 9), ({"max_batch": 4, "opt_batch": 2}, 2)],
+)
+def test_the_batch_to_tune_for_is_one_that_the_engine_takes(
+    sizes: dict[str, int], tuned_for: int, tmp_path: Path
+) -> None:
+    options = BuildOptions(**sizes)  # type: ignore[arg-type]
+    assert options.opt_batch == tuned_for
+    assert ("--opt-batch" in build_command(tmp_path, options)) == ("opt_batch" in sizes)
+    assert BuildOptions.model_validate(options.model_dump()) == options
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
