@@ -54,6 +54,26 @@ class Graph:
         )
         return output
 
+    def attend(self, output: str, *inputs: str, node: str) -> str:
+        """TensorRT's own attention: the layers around it are not named after the ONNX node."""
+        sources = [self.tensor(name) for name in inputs]
+        made = Checked(
+            self.world,
+            "IAttention",
+            name="attention",
+            metadata=f"[ONNX Layer: {node}]",
+            num_inputs=len(sources),
+            get_input=lambda this, index: sources[index],
+        )
+        for kind, here, there in (
+            ("Input", inputs, f"{output}/inside"),
+            ("Output", (f"{output}/inside",), output),
+        ):
+            self.add(f"ATTENTION_{kind.upper()}", there, *here)
+            vars(self.layers[-1]).update(_interface=f"IAttention{kind}Layer")
+            self.layers[-1]._facts.update(attention=made, metadata="", name=kind)
+        return output
+
     def quantized(self, source: str) -> str:
         codes = self.add("QUANTIZE", f"{source}/codes", source, f"{source}/scale")
         return self.add("DEQUANTIZE", f"{source}/dequantized", codes, f"{source}/scale")
@@ -88,6 +108,29 @@ def vision_transformer(world: World) -> Graph:
     pooled = graph.quantized(graph.add("REDUCE", "pooled", values))
     graph.add("MATRIX_MULTIPLY", "logits", pooled, graph.weight("head"), node="head/MatMul")
     return graph
+
+
+def attentions(world: World) -> dict[str, bool]:
+    """Attentions as one layer of TensorRT, and whether they count as quantized."""
+    from mimiq_runtime.trt_network import list_products
+
+    if not hasattr(world.bindings, "IAttention"):
+        return {}
+    graph = Graph(world)
+    heads = [graph.quantized(name) for name in ("query", "key", "value")]
+    graph.attend("first", *heads, node="quantized/Attention")
+    graph.attend("second", heads[0], "half/key", "half/value", node="half/Attention")
+    network = Checked(
+        world,
+        "INetworkDefinition",
+        num_layers=len(graph.layers),
+        get_layer=lambda this, index: graph.layers[index],
+    )
+    return {
+        product.name: product.quantized
+        for product in list_products(sys.modules["tensorrt"], network)
+        if product.kind == "attention"
+    }
 
 
 def classify(images: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -175,7 +218,11 @@ def main() -> None:
     )
     sys.modules["tensorrt"] = world.module()
     vars(importlib.import_module("cuda.bindings"))["runtime"] = cuda
-    report = {**written_names(bindings), "refused": refused_by(world)}
+    report = {
+        **written_names(bindings),
+        "refused": refused_by(world),
+        "attentions": attentions(world),
+    }
     print(json.dumps({**report, **scenarios(folder, world, cuda)}))
 
 

@@ -100,6 +100,12 @@ def test_the_proof_follows_the_inspector(report: dict[str, Any]) -> None:
         assert (head, report["first"]) == ("int8", "engine.plan")
 
 
+def test_an_attention_of_tensorrt_is_a_product(report: dict[str, Any]) -> None:
+    """Version 10.3 has none; later ones mark its beginning and its end by layers of their own."""
+    expected = {"quantized/Attention": True, "half/Attention": False}
+    assert report["attentions"] == ({} if report["tensorrt"] == "10.3.0" else expected)
+
+
 def test_a_stripped_engine_runs_after_a_refit_only(report: dict[str, Any]) -> None:
     assert "was built without its weights" in report["stripped"]
     assert "--refit" in report["stripped"]
