@@ -131,6 +131,9 @@ def _build_alone(
     else:
         cache = timing_cache or folder.parent / _TIMING_CACHE
         record, plan = _build(onnx, options, cache, device)
+        if run is not None and timing_cache is None:
+            # Polygraphy leaves its lock behind. Nobody waits for it: this process holds the run's.
+            cache.with_name(f"{cache.name}.lock").unlink(missing_ok=True)
     proved = record.precision.proved or allow_floating_point or target in BASELINES
     if run is not None:
         written = _record_engine(run, device, target, record, plan if proved else None)
@@ -258,6 +261,12 @@ def _refit(folder: Path, onnx: Path) -> tuple[EngineRecord, bytes]:
     if record is None or not (folder / PLAN).is_file():
         raise InvalidInputError(
             f"Expected an engine to refit in {folder}, and there is none; build it without --refit."
+        )
+    # TensorRT would take other weights, and compute with some of those that it was built from.
+    if not record.options.refittable and record.onnx_sha256 != sha256_of(onnx):
+        raise InvalidInputError(
+            f"The engine in {folder} takes the weights that it was built from only, and {onnx} has "
+            "changed since; build it again, with --refittable if its weights shall change."
         )
     plan = refit_plan(
         (folder / PLAN).read_bytes(), onnx, version_compatible=record.options.version_compatible

@@ -51,8 +51,9 @@ class BuildOptions(Schema):
         optimization_level: 0 (quick build) to 5 (searches longest); None for TensorRT's default.
         version_compatible: Let later versions of TensorRT run it.
         hardware_compatibility: Let other GPUs run it.
-        refittable: Allow its weights to be replaced.
-        strip_weights: Leave the weights out of the file; it must be refitted before it can run.
+        refittable: Allow its weights to be replaced by others.
+        strip_weights: Leave the weights out of the file; it must be refitted before it can run,
+            with the same weights unless it is refittable, too.
         tf32: Allow TF32 where the model is in single precision.
     """
 

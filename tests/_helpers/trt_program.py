@@ -194,6 +194,8 @@ def answers(cuda: CheckedCuda, *, half: bool) -> dict[str, Any]:
         "IExecutionContext.execute_async_v3": enqueue,
         "IExecutionContext.set_input_shape": set_shape,
         "IExecutionContext.set_tensor_address": set_address,
+        "IBuilderConfig.set_flag": lambda config, flag: config._world.flags.append(flag.name),
+        "ISerializationConfig.set_flag": lambda config, flag: config._world.flags.append(flag.name),
         "OnnxParser.num_errors": 0,
         "INetworkDefinition.num_inputs": 1,
         "INetworkDefinition.num_outputs": 1,
@@ -291,8 +293,10 @@ def scenarios(folder: Path, world: World, cuda: CheckedCuda) -> dict[str, Any]:
         strip_weights=True,
         tf32=True,
     )
+    world.flags.clear()
     record, rejected = build_model(onnx, everything)
     report: dict[str, Any] = {
+        "flags of a stripped engine": sorted(world.flags),
         "tensorrt": world.bindings.__version__,
         "first": rejected.name,
         "proofs": {proof.product: proof.verdict for proof in record.precision.products},
@@ -302,15 +306,16 @@ def scenarios(folder: Path, world: World, cuda: CheckedCuda) -> dict[str, Any]:
     build_model(onnx, everything, allow_floating_point=True)
     plan = rejected.with_name("engine.plan")
     report["stripped"] = refused(plan)
+    world.flags.clear()
     record, plan = build_model(onnx, everything, refit=True, allow_floating_point=True)
+    report["flags of a refit"] = sorted(world.flags)
+    report["other weights"] = refused_refit(folder, onnx, plan)
     report["refitted"] = [record.weights, plan.read_bytes().decode()]
     report["float"] = run(plan, world, cuda)
     world.answers.update(answers(cuda, half=True))
-    record, plan = build_model(
-        onnx,
-        BuildOptions(),
-        allow_floating_point=True,
-    )
+    world.flags.clear()
+    record, plan = build_model(onnx, BuildOptions(refittable=True), allow_floating_point=True)
+    report["flags of a refittable engine"] = sorted(world.flags)
     report["half"] = run(plan, world, cuda)
     report["runner"] = run_bundle(plan)
     report["record"] = json.loads(plan.with_name("engine.json").read_text())
@@ -342,6 +347,21 @@ def run_bundle(plan: Path) -> dict[str, Any]:
             assert logits.dtype == np.float32, logits.dtype
             errors.append(float(np.abs(logits - classify(images)).max()))
     return {"errors": errors}
+
+
+def refused_refit(folder: Path, onnx: Path, plan: Path) -> str:
+    """The engine of ``onnx`` with the weights of another file."""
+    from mimiq_deploy.building import build_model
+    from mimiq_runtime.engine_record import BuildOptions
+    from mimiq_runtime.errors import InvalidInputError
+
+    other = folder / "other.onnx"
+    other.write_bytes(onnx.read_bytes() * 2)
+    try:
+        build_model(other, BuildOptions(), refit=True, output=plan.parent)
+    except InvalidInputError as error:
+        return str(error)
+    return "not refused"
 
 
 def refused(plan: Path) -> str:

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from _helpers import pretended_tensorrt
 from _helpers.runs import make_run, write_classifier
 from _helpers.tiny_classifiers import images, save_model
 from click.testing import CliRunner, Result
 
+from mimiq_deploy import building
 from mimiq_deploy.building import build_command, build_model
 from mimiq_deploy.cli import cli
 from mimiq_deploy.engine_models import engine_model
@@ -97,6 +99,21 @@ class TestWithoutTensorRT:
         result = build(run.root)
         assert result.exit_code == 2
         assert f"run mimiq-deploy export {run.root} --target trt first" in result.output
+
+
+def test_nothing_is_left_in_a_run_but_what_it_records(
+    run: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Polygraphy's lock is removed; beside a shared timing cache others may wait for it."""
+    for name in ("import_tensorrt", "import_polygraphy", "CudaRuntime", "build_engine"):
+        monkeypatch.setattr(building, name, getattr(building, name))
+    pretended_tensorrt.pretend()
+    _, plan = build_model(run.root, BuildOptions())
+    device = plan.parents[1]
+    assert {path.name for path in device.iterdir()} == {"trt", "timing.cache"}
+    shared = tmp_path / "shared.cache"
+    build_model(run.root, BuildOptions(), timing_cache=shared)
+    assert shared.with_name("shared.cache.lock").is_file()
 
 
 @pytest.mark.parametrize(

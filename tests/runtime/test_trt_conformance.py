@@ -115,6 +115,22 @@ def test_a_stripped_engine_runs_after_a_refit_only(report: dict[str, Any]) -> No
     assert "ISerializationConfig.clear_flag" in report["used"]
 
 
+def test_a_stripped_engine_takes_its_own_weights_only(report: dict[str, Any]) -> None:
+    """So it keeps its speed; REFIT, for weights that change, gives some of it up."""
+    # TensorRT 10 has an older name for the same flag.
+    flags = {
+        flag.replace("WEIGHTLESS", "STRIP_PLAN") for flag in report["flags of a stripped engine"]
+    }
+    assert flags == {"REFIT_IDENTICAL", "STRIP_PLAN", "TF32", "VERSION_COMPATIBLE"}
+    assert "takes the weights that it was built from only" in report["other weights"]
+    assert report["flags of a refittable engine"] == ["REFIT"]
+
+
+def test_a_refitted_engine_stays_refittable_where_tensorrt_can(report: dict[str, Any]) -> None:
+    expected = [] if report["tensorrt"] == "10.3.0" else ["INCLUDE_REFIT"]
+    assert report["flags of a refit"] == expected
+
+
 @pytest.mark.parametrize(("kind", "tolerance"), [("float", 1e-6), ("half", 2e-3)])
 def test_the_session_gives_what_numpy_gives(
     report: dict[str, Any], kind: str, tolerance: float
