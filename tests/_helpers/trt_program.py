@@ -317,7 +317,7 @@ def scenarios(folder: Path, world: World, cuda: CheckedCuda) -> dict[str, Any]:
     record, plan = build_model(onnx, BuildOptions(refittable=True), allow_floating_point=True)
     report["flags of a refittable engine"] = sorted(world.flags)
     report["half"] = run(plan, world, cuda)
-    report["runner"] = run_bundle(plan)
+    report["runner"] = {**run_bundle(plan), "refused": refused_bundles(plan, world, cuda)}
     report["record"] = json.loads(plan.with_name("engine.json").read_text())
     report["used"] = sorted(world.used)
     report["cuda"] = sorted(cuda.used)
@@ -325,13 +325,11 @@ def scenarios(folder: Path, world: World, cuda: CheckedCuda) -> dict[str, Any]:
     return report
 
 
-def run_bundle(plan: Path) -> dict[str, Any]:
-    """The plan in the runner of a bundle, one picture after the other."""
+def bundle_of(plan: Path) -> Any:
     from mimiq_runtime.edge.bundle import Bundle
-    from mimiq_runtime.edge.engine import load_model
     from mimiq_runtime.input_form import InputForm
 
-    bundle = Bundle(
+    return Bundle(
         engine="trt",
         model=plan,
         takes=InputForm.NORMALISED,
@@ -339,14 +337,53 @@ def run_bundle(plan: Path) -> dict[str, Any]:
         labels=None,
         version_compatible=True,
     )
+
+
+def run_bundle(plan: Path) -> dict[str, Any]:
+    """The plan in the runner of a bundle, one picture after the other."""
+    from mimiq_runtime.edge.engine import load_model
+
     errors = []
-    with load_model(bundle) as loaded:
+    with load_model(bundle_of(plan)) as loaded:
         for seed in range(3):
             images = np.random.default_rng(seed).normal(size=(1, *SHAPE)).astype(np.float32)
             logits = loaded(images)
             assert logits.dtype == np.float32, logits.dtype
             errors.append(float(np.abs(logits - classify(images)).max()))
     return {"errors": errors}
+
+
+def refused_bundles(plan: Path, world: World, cuda: CheckedCuda) -> dict[str, str]:
+    """What the runner of a bundle says where TensorRT only gives None, or False."""
+    from mimiq_runtime.edge.engine import load_model
+    from mimiq_runtime.errors import EngineError
+
+    def attempt() -> str:
+        try:
+            with load_model(bundle_of(plan)):
+                return "not refused"
+        except EngineError as error:
+            return str(error)
+
+    said = {}
+    for member, answer in (
+        ("Runtime.deserialize_cuda_engine", None),
+        ("ICudaEngine.create_execution_context", None),
+        ("IExecutionContext.set_input_shape", False),
+    ):
+        kept = dict(world.answers)
+        world.answers[member] = answer
+        said[member] = attempt()
+        world.answers.clear()
+        world.answers.update(kept)
+    cuda.devices = 0
+    used = set(world.used)
+    world.used.clear()
+    said["driver"] = attempt()
+    assert not world.used, "TensorRT was used without a driver"
+    world.used |= used
+    cuda.devices = 1
+    return said
 
 
 def refused_refit(folder: Path, onnx: Path, plan: Path) -> str:

@@ -154,6 +154,15 @@ def test_the_runner_of_a_bundle_gives_what_numpy_gives(report: dict[str, Any]) -
     assert max(report["runner"]["errors"]) < 2e-3
 
 
+def test_the_runner_of_a_bundle_says_what_is_wrong(report: dict[str, Any]) -> None:
+    """TensorRT gives None or False, and says the reason in its log at most."""
+    said = report["runner"]["refused"]
+    assert "cannot load engine.plan" in said["Runtime.deserialize_cuda_engine"]
+    assert "memory is not enough" in said["ICudaEngine.create_execution_context"]
+    assert "refused a batch of one picture" in said["IExecutionContext.set_input_shape"]
+    assert said["driver"].startswith("No NVIDIA GPU can be used here")
+
+
 def test_everything_is_given_back(report: dict[str, Any]) -> None:
     assert report["left"] == [0]
 
