@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mimiq_runtime.edge.library_errors import no_traceback
-from mimiq_runtime.edge.ort_providers import providers_of
+from mimiq_runtime.edge.ort_providers import load_cuda, providers_of
 from mimiq_runtime.errors import EngineError
 
 if TYPE_CHECKING:
@@ -34,6 +34,8 @@ def load_model(bundle: Bundle) -> Iterator[Callable[[NDArray[Any]], NDArray[np.f
             importlib.import_module("tensorrt")
     except ImportError as error:
         raise EngineError(f"{error}; pip install -r requirements.txt.") from error
+    if bundle.engine != "ort-cpu":
+        load_cuda(ort)
     options = ort.SessionOptions()
     options.log_severity_level = _ERRORS_ONLY
     if bundle.engine == "ort-trt":
