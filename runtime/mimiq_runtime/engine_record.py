@@ -31,6 +31,9 @@ PLAN, RECORD = "engine.plan", "engine.json"
 """Names of the two files of an engine, in one folder."""
 
 
+_AMPERE = (8, 0)
+
+
 class HardwareCompatibility(StrEnum):
     """On which other GPUs an engine may run, at some cost of speed."""
 
@@ -129,6 +132,26 @@ class EngineRecord(Schema):
     weights: str
     plan: FileRecord
     precision: PrecisionReport
+
+    def runs_on(self, device: CudaDevice) -> bool:
+        """Whether it was built for a GPU: the one that built it, or one that it is compatible with.
+
+        Args:
+            device: The GPU.
+        """
+        built_on = self.device.compute_capability
+        match self.options.hardware_compatibility:
+            case HardwareCompatibility.NONE:
+                return device.slug == self.device.slug
+            case HardwareCompatibility.SAME_COMPUTE_CAPABILITY:
+                return device.compute_capability == built_on
+            case HardwareCompatibility.AMPERE_PLUS:
+                return min(_number(device.compute_capability), _number(built_on)) >= _AMPERE
+
+
+def _number(compute_capability: str) -> tuple[int, ...]:
+    """To compare by: 10.0 comes after 8.9."""
+    return tuple(int(part) for part in compute_capability.split("."))
 
 
 def read_engine_record(plan: Path) -> EngineRecord | None:

@@ -6,11 +6,13 @@ import json
 import shlex
 import shutil
 import sys
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 from _helpers import pretended_tensorrt
+from _helpers.plans import add_plan
 from _helpers.runs import make_run, write_classifier
 from _helpers.tiny_classifiers import images, save_model
 from click.testing import CliRunner, Result
@@ -19,6 +21,7 @@ from mimiq_deploy import building
 from mimiq_deploy.building import build_command, build_model
 from mimiq_deploy.cli import cli
 from mimiq_deploy.engine_models import engine_model
+from mimiq_runtime import cuda_runtime
 from mimiq_runtime.engine_record import BuildOptions, HardwareCompatibility
 from mimiq_runtime.errors import EngineError, RunDirectoryError
 from mimiq_runtime.event_log import EVENTS
@@ -181,6 +184,38 @@ def test_the_file_of_an_engine(run: RunDirectory) -> None:
         engine_model(run, "openvino")
     with pytest.raises(RunDirectoryError, match="--target fp32 first"):
         engine_model(run, "ort-cpu", target="fp32")
+
+
+@pytest.mark.parametrize(
+    ("compatibility", "built_on", "here", "accepted"),
+    [
+        ("none", "8.7", "8.7", False),
+        ("same-compute-capability", "8.7", "8.7", True),
+        ("same-compute-capability", "8.6", "8.9", False),
+        ("ampere-plus", "8.6", "10.0", True),
+        ("ampere-plus", "10.0", "8.0", True),
+        ("ampere-plus", "8.6", "7.5", False),
+    ],
+)
+def test_a_plan_that_was_built_for_other_gpus_too(
+    compatibility: str,
+    built_on: str,
+    here: str,
+    accepted: bool,
+    run: RunDirectory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    device = pretended_tensorrt.DEVICE.model_copy(update={"compute_capability": here})
+    monkeypatch.setattr(cuda_runtime, "CudaRuntime", lambda: SimpleNamespace(device=lambda: device))
+    folder = add_plan(run, gpu="Another", capability=built_on, hardware_compatibility=compatibility)
+    if not accepted:
+        with pytest.raises(RunDirectoryError, match=f"build {run.root} --engine trt first"):
+            engine_model(run, "trt")
+        return
+    assert engine_model(run, "trt") == run.path(f"engines/{folder}/trt/engine.plan")
+    # Its own plan goes first.
+    own = add_plan(run, gpu=device.name, capability=here)
+    assert engine_model(run, "trt") == run.path(f"engines/{own}/trt/engine.plan")
 
 
 @pytest.mark.trt
