@@ -8,7 +8,7 @@ import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from mimiq_deploy.engine_models import engine_folder
+from mimiq_deploy.engine_models import engine_folder, plan_for
 from mimiq_deploy.exporting import BASELINES, onnx_path
 from mimiq_runtime.atomic import sha256_of, write_bytes, write_json
 from mimiq_runtime.classifier_checks import check_onnx_file
@@ -127,7 +127,8 @@ def _build_alone(
         folder = output or onnx.parent / "engines" / device.slug / onnx.stem
     begun = time.monotonic()
     if refit:
-        record, plan = _refit(folder, onnx)
+        given = folder / PLAN if run is None else run.path(plan_for(run, device, target))
+        record, plan = _refit(given, onnx)
     else:
         cache = timing_cache or folder.parent / _TIMING_CACHE
         record, plan = _build(onnx, options, cache, device)
@@ -256,9 +257,9 @@ def _build(
     return record, built.plan
 
 
-def _refit(folder: Path, onnx: Path) -> tuple[EngineRecord, bytes]:
-    record = read_engine_record(folder / PLAN)
-    if record is None or not (folder / PLAN).is_file():
+def _refit(given: Path, onnx: Path) -> tuple[EngineRecord, bytes]:
+    folder, record = given.parent, read_engine_record(given)
+    if record is None or not given.is_file():
         raise InvalidInputError(
             f"Expected an engine to refit in {folder}, and there is none; build it without --refit."
         )
@@ -266,10 +267,10 @@ def _refit(folder: Path, onnx: Path) -> tuple[EngineRecord, bytes]:
     if not record.options.refittable and record.onnx_sha256 != sha256_of(onnx):
         raise InvalidInputError(
             f"The engine in {folder} takes the weights that it was built from only, and {onnx} has "
-            "changed since; build it again, with --refittable if its weights shall change."
+            "others; build it again, with --refittable if its weights shall change."
         )
     plan = refit_plan(
-        (folder / PLAN).read_bytes(), onnx, version_compatible=record.options.version_compatible
+        given.read_bytes(), onnx, version_compatible=record.options.version_compatible
     )
     changes = {
         "weights": f"refitted from {sha256_of(onnx)}",

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from mimiq_runtime.cuda_device import CudaDevice
     from mimiq_runtime.run_directory import RunDirectory
 
-__all__ = ["engine_folder", "engine_model"]
+__all__ = ["engine_folder", "engine_model", "plan_for"]
 
 _BUILT = "trt"
 
@@ -46,13 +46,26 @@ def engine_model(run: RunDirectory, engine: str, *, target: str | None = None) -
     device = CudaRuntime().device()
     option = "" if target == target_of(engine) else f" --target {target}"
     return run.existing(
-        _plan_for(run, device, target),
+        plan_for(run, device, target),
         made_by=f"mimiq-deploy build {run.root} --engine trt{option}",
     )
 
 
-def _plan_for(run: RunDirectory, device: CudaDevice, target: str) -> str:
-    """The plan that was built on this device, else one that was built for others, too."""
+def engine_folder(device: CudaDevice, target: str) -> str:
+    """Folder inside a run of the engine that was built on a device for an export."""
+    return f"engines/{device.slug}/{target}"
+
+
+def plan_for(run: RunDirectory, device: CudaDevice, target: str) -> str:
+    """Path inside a run of a device's plan.
+
+    Returns:
+        The one that was built on it; else one that another device built for it, too; else where
+        its own would be.
+
+    Raises:
+        EngineError: The record of another device's plan is damaged.
+    """
     from mimiq_runtime.engine_record import PLAN, read_engine_record
 
     own = f"{engine_folder(device, target)}/{PLAN}"
@@ -64,8 +77,3 @@ def _plan_for(run: RunDirectory, device: CudaDevice, target: str) -> str:
             if record is not None and record.runs_on(device):
                 return name
     return own
-
-
-def engine_folder(device: CudaDevice, target: str) -> str:
-    """Folder inside a run of the engine that was built on a device for an export."""
-    return f"engines/{device.slug}/{target}"

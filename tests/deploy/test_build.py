@@ -21,16 +21,15 @@ from mimiq_deploy import building
 from mimiq_deploy.building import build_command, build_model
 from mimiq_deploy.cli import cli
 from mimiq_deploy.engine_models import engine_model
-from mimiq_runtime import cuda_runtime
+from mimiq_runtime import cuda_runtime, trt_session
 from mimiq_runtime.engine_record import BuildOptions, HardwareCompatibility
 from mimiq_runtime.errors import EngineError, RunDirectoryError
 from mimiq_runtime.event_log import EVENTS
+from mimiq_runtime.run_directory import RunDirectory
 from mimiq_runtime.session import TimedOnDevice, open_session
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    from mimiq_runtime.run_directory import RunDirectory
 
 
 def build(*arguments: str | Path) -> Result:
@@ -104,13 +103,17 @@ class TestWithoutTensorRT:
         assert f"run mimiq-deploy export {run.root} --target trt first" in result.output
 
 
-def test_nothing_is_left_in_a_run_but_what_it_records(
-    run: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Polygraphy's lock is removed; beside a shared timing cache others may wait for it."""
+@pytest.fixture
+def pretended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A builder in the place of TensorRT and a GPU."""
     for name in ("import_tensorrt", "import_polygraphy", "CudaRuntime", "build_engine"):
         monkeypatch.setattr(building, name, getattr(building, name))
     pretended_tensorrt.pretend()
+
+
+@pytest.mark.usefixtures("pretended")
+def test_nothing_is_left_in_a_run_but_what_it_records(run: RunDirectory, tmp_path: Path) -> None:
+    """Polygraphy's lock is removed; beside a shared timing cache others may wait for it."""
     _, plan = build_model(run.root, BuildOptions())
     device = plan.parents[1]
     assert {path.name for path in device.iterdir()} == {"trt", "timing.cache"}
@@ -216,6 +219,47 @@ def test_a_plan_that_was_built_for_other_gpus_too(
     # Its own plan goes first.
     own = add_plan(run, gpu=device.name, capability=here)
     assert engine_model(run, "trt") == run.path(f"engines/{own}/trt/engine.plan")
+
+
+@pytest.mark.usefixtures("pretended")
+@pytest.mark.parametrize("target", ["trt", "fp16"])
+def test_a_stripped_plan_names_the_command_that_completes_it(
+    target: str, run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command is taken from the message and run: the run has its plan then, recorded."""
+    monkeypatch.setattr(trt_session, "import_tensorrt", lambda: None)
+    monkeypatch.setattr(building, "refit_plan", lambda *_, **__: b"with weights")
+    write_classifier(run.path(f"export/{target}/model.onnx"))
+    run.record_files(f"export/{target}/model.onnx")
+    folder = add_plan(
+        run,
+        gpu=pretended_tensorrt.DEVICE.name,
+        capability=pretended_tensorrt.DEVICE.compute_capability,
+        target=target,
+        weights="stripped",
+        refittable=True,
+    )
+    plan = run.path(f"engines/{folder}/{target}/engine.plan")
+    with pytest.raises(EngineError, match="put them in with mimiq-deploy build") as caught:
+        open_session("trt", plan)
+    command = shlex.split(str(caught.value).partition("put them in with ")[2])
+    result = CliRunner().invoke(cli, command[1:])
+    assert result.exit_code == 0, result.output
+    assert plan.read_bytes() == b"with weights"
+    assert RunDirectory.open(run.root).damaged_files() == []
+
+
+@pytest.mark.usefixtures("pretended")
+def test_a_stripped_plan_of_an_onnx_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trt_session, "import_tensorrt", lambda: None)
+    monkeypatch.setattr(building, "refit_plan", lambda *_, **__: b"with weights")
+    onnx = save_model(tmp_path / "my model.onnx")
+    _, plan = build_model(onnx, BuildOptions(strip_weights=True), output=tmp_path / "engine")
+    with pytest.raises(EngineError, match="put them in with mimiq-deploy build") as caught:
+        open_session("trt", plan)
+    command = shlex.split(str(caught.value).partition("put them in with ")[2])
+    assert CliRunner().invoke(cli, command[1:]).exit_code == 0
+    assert plan.read_bytes() == b"with weights"
 
 
 @pytest.mark.trt
