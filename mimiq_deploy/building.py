@@ -212,19 +212,12 @@ def _device(onnx: Path, command: str) -> CudaDevice:
     """The GPU of this machine; what is missing for it is the device's business.
 
     Raises:
-        DeviceNeededError: No TensorRT, no Polygraphy, no cuda-python, or no GPU.
-        EngineError: They are there and do not fit.
+        DeviceNeededError: No TensorRT, no Polygraphy, no cuda-python, no GPU; or they are there and
+            cannot be loaded, or are of a version that is not known.
     """
     try:
         import_tensorrt()
         import_polygraphy()
-    except MissingDependencyError as error:
-        raise DeviceNeededError(
-            f"TensorRT engines are built on the device, and {error.module} is not installed here.",
-            str(onnx),
-            f"pip install 'mimiq-deploy[{error.extra}]' && {command}",
-        ) from error
-    try:
         return CudaRuntime().device()
     except MissingDependencyError as error:
         raise DeviceNeededError(

@@ -103,6 +103,34 @@ class TestWithoutTensorRT:
         assert f"run mimiq-deploy export {run.root} --target trt first" in result.output
 
 
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        (
+            "raise ImportError('libnvinfer.so.11: cannot open')",
+            "cannot be loaded (libnvinfer.so.11",
+        ),
+        ("raise OSError('libcudart.so.13: cannot open')", "cannot be loaded (libcudart.so.13"),
+        ("__version__ = '8.6.1'", "Expected TensorRT >=10.3,<12, got 8.6.1"),
+    ],
+    ids=["no libnvinfer", "no CUDA", "old"],
+)
+def test_a_tensorrt_that_cannot_be_used_is_as_good_as_none(
+    source: str, words: str, run: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Installed beside the exporter by another project; the engine is built elsewhere."""
+    (tmp_path / "site" / "tensorrt").mkdir(parents=True)
+    (tmp_path / "site" / "tensorrt" / "__init__.py").write_text(source)
+    monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    result = build(run.root, "--json")
+    sys.modules.pop("tensorrt", None)
+    assert result.exit_code == 3, result.output
+    told = json.loads(result.stdout)
+    assert words in told["reason"]
+    assert told["command"] == f"mimiq-deploy build {run.root} --engine trt"
+
+
 @pytest.fixture
 def pretended(monkeypatch: pytest.MonkeyPatch) -> None:
     """A builder in the place of TensorRT and a GPU."""
