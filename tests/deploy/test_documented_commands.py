@@ -140,3 +140,10 @@ def test_a_page_is_read_as_a_shell_reads_it() -> None:
 def test_what_is_not_understood_would_be_seen(line: str) -> None:
     with pytest.raises((click.UsageError, InvalidInputError)):
         parse(words_of(line))
+
+
+def test_every_benchmark_is_in_the_list() -> None:
+    folder = ROOT / "benchmarks"
+    page = (folder / "README.md").read_text(encoding="utf-8")
+    scripts = {path.name for path in folder.iterdir() if path.suffix in {".py", ".sh"}}
+    assert set(re.findall(r"`(\w+\.(?:py|sh))`", page)) == scripts
