@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shlex
 import shutil
 import sys
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnx
 import pytest
 from _helpers import pretended_tensorrt
 from _helpers.plans import add_plan
 from _helpers.runs import make_run, write_classifier
 from _helpers.tiny_classifiers import images, save_model
 from click.testing import CliRunner, Result
+from onnx import numpy_helper
 
 from mimiq_deploy import building
 from mimiq_deploy.building import build_command, build_model
@@ -23,7 +26,7 @@ from mimiq_deploy.cli import cli
 from mimiq_deploy.engine_models import engine_model
 from mimiq_runtime import cuda_runtime, trt_session
 from mimiq_runtime.engine_record import BuildOptions, HardwareCompatibility
-from mimiq_runtime.errors import EngineError, RunDirectoryError
+from mimiq_runtime.errors import EngineError, InvalidInputError, RunDirectoryError
 from mimiq_runtime.event_log import EVENTS
 from mimiq_runtime.run_directory import RunDirectory
 from mimiq_runtime.session import TimedOnDevice, open_session
@@ -290,6 +293,12 @@ def test_a_stripped_plan_of_an_onnx_file(tmp_path: Path, monkeypatch: pytest.Mon
     assert plan.read_bytes() == b"with weights"
 
 
+def can_be_refitted_again() -> bool:
+    """Whether this TensorRT writes a refitted engine that stays refittable."""
+    tensorrt = importlib.import_module("tensorrt")
+    return "INCLUDE_REFIT" in tensorrt.SerializationFlag.__members__
+
+
 @pytest.mark.trt
 class TestOnTheDevice:
     """With TensorRT and a GPU; the model has one quantized product and one in floating point."""
@@ -316,25 +325,84 @@ class TestOnTheDevice:
             assert 0 < times.compute_ms < times.total_ms
 
     def test_a_stripped_engine_is_refitted(self, run: RunDirectory) -> None:
+        """It is the engine that it would have been with its weights, and gives its answers."""
+        _, plan = build_model(run.root, self.OPTIONS, allow_floating_point=True)
+        whole = plan.read_bytes()
+        given = images(4, 3, 8, 8)
+        with open_session("trt", plan) as session:
+            expected = session.run(given)
         options = self.OPTIONS.model_copy(update={"strip_weights": True})
         _, plan = build_model(run.root, options, allow_floating_point=True)
+        assert plan.read_bytes() != whole
         with pytest.raises(EngineError, match="without its weights"):
             open_session("trt", plan)
-        record, plan = build_model(run.root, options, refit=True, allow_floating_point=True)
-        assert record.weights.startswith("refitted from ")
+        # A second time, too: with another copy of the same weights.
+        for _ in range(2 if can_be_refitted_again() else 1):
+            record, plan = build_model(run.root, options, refit=True, allow_floating_point=True)
+            assert record.weights.startswith("refitted from ")
+            with open_session("trt", plan) as session:
+                # Other kernels may have been chosen: a code may flip, as above.
+                np.testing.assert_allclose(session.run(given), expected, atol=4.0 / 127 + 1e-3)
+
+    def test_a_refittable_engine_takes_other_weights(
+        self, run: RunDirectory, tmp_path: Path
+    ) -> None:
+        """Twice the weights of the head are twice the logits, and no build."""
+        options = self.OPTIONS.model_copy(update={"refittable": True})
+        first = tmp_path / "model.onnx"
+        shutil.copy(run.path("export/trt/model.onnx"), first)
+        _, plan = build_model(first, options, output=tmp_path / "engine", allow_floating_point=True)
+        given = images(4, 3, 8, 8)
         with open_session("trt", plan) as session:
-            assert session.run(images(2, 3, 8, 8)).shape == (2, 3)
+            before = session.run(given)
+        graph = onnx.load(first)
+        (head,) = [value for value in graph.graph.initializer if value.name == "identity"]
+        head.CopyFrom(numpy_helper.from_array(2 * numpy_helper.to_array(head), head.name))
+        onnx.save(graph, first)
+        _, plan = build_model(
+            first, options, output=tmp_path / "engine", refit=True, allow_floating_point=True
+        )
+        with open_session("trt", plan) as session:
+            np.testing.assert_allclose(session.run(given), 2 * before, atol=1e-4)
 
     def test_a_second_build_reads_the_timing_cache(self, run: RunDirectory) -> None:
         first, _ = build_model(run.root, self.OPTIONS, allow_floating_point=True)
         second, plan = build_model(run.root, self.OPTIONS, allow_floating_point=True)
         assert first.timing_cache_sha256 is not None
         assert second.timing_cache_sha256 is not None
-        assert (plan.parents[1] / "timing.cache").is_file()
+        assert {path.name for path in plan.parents[1].iterdir()} == {"trt", "timing.cache"}
+        assert run.open(run.root).damaged_files() == []
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"version_compatible": True},
+            {"hardware_compatibility": "ampere-plus"},
+            {"tf32": True, "workspace_mib": 256},
+        ],
+        ids=lambda options: next(iter(options)),
+    )
+    def test_what_is_built_so_runs_here(self, options: dict[str, Any], run: RunDirectory) -> None:
+        chosen = BuildOptions.model_validate({**self.OPTIONS.model_dump(), **options})
+        _, plan = build_model(run.root, chosen, allow_floating_point=True)
+        with open_session("trt", plan) as session:
+            assert session.run(images(3, 3, 8, 8)).shape == (3, 3)
+
+    def test_a_batch_that_it_was_not_built_for_is_one_sentence(self, run: RunDirectory) -> None:
+        _, plan = build_model(run.root, self.OPTIONS, allow_floating_point=True)
+        with (
+            open_session("trt", plan) as session,
+            pytest.raises(InvalidInputError, match="takes batches of 1 to 4 images, got 5"),
+        ):
+            session.run(images(5, 3, 8, 8))
 
     def test_a_damaged_plan_is_one_sentence(self, run: RunDirectory) -> None:
         _, plan = build_model(run.root, self.OPTIONS, allow_floating_point=True)
         plan.write_bytes(plan.read_bytes()[:100])
+        with pytest.raises(EngineError, match=r"is not the engine that .* describes"):
+            open_session("trt", plan)
+        # One from elsewhere has no record: TensorRT itself has to notice.
+        plan.with_name("engine.json").unlink()
         with pytest.raises(EngineError, match="cannot load the engine"):
             open_session("trt", plan)
 

@@ -316,6 +316,15 @@ def test_the_driver_is_asked_and_not_only_nvidia_smi(
     assert fault is None if words is None else fault is not None and fault.startswith(words)
 
 
+@pytest.mark.gpu
+def test_a_gpu_of_this_machine(probed: dict[str, LibraryProbe]) -> None:
+    """The driver and nvidia-smi speak of the same one."""
+    driver = probed[CUDA_DRIVER]
+    assert (driver.error, driver.installed) == (None, True)
+    assert (driver.devices or 0) >= 1
+    assert gpu_fault(nvidia_gpus(), doctor._cuda_state(driver)) is None
+
+
 def test_an_engine_that_is_not_there_is_not_ready(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "known_engines", lambda: ("ort-cpu",))
     found = found_with(all_extras(), CPU_ONLY, has_gpu=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import time
 from typing import TYPE_CHECKING, Any, Self
 
@@ -461,6 +462,19 @@ def test_no_gpu_is_asked_where_none_may_be_used(
         time.sleep(0.1)  # the program says that it is ready in far less
     assert monitor.load(8) is None
     assert not (nvidia_smi.parent / "ready").exists()
+
+
+@pytest.mark.gpu
+def test_a_real_gpu_tells_its_load() -> None:
+    if shutil.which("nvidia-smi") is None:
+        pytest.skip("there is no nvidia-smi")
+    with GpuMonitor() as monitor:
+        time.sleep(1)
+    load = monitor.load(1)
+    assert load is not None
+    assert load.samples >= 2
+    assert load.memory_used_mib is not None
+    assert load.memory_used_mib >= 0
 
 
 def test_a_gpu_that_tells_nothing(nvidia_smi: Path) -> None:
