@@ -179,11 +179,7 @@ def diagnose(commands: Collection[str]) -> Diagnosis:
     found = probe_libraries()
     extras, gpus, memory = describe_extras(), nvidia_gpus(), memory_gib()
     onnxruntime, cuda = _onnxruntime_state(found["onnxruntime"]), _cuda_state(found[CUDA_DRIVER])
-    broken = {
-        probe.name: probe.error
-        for probe in found.values()
-        if probe.installed and probe.error is not None and probe.name != CUDA_DRIVER
-    }
+    broken = {probe.name: probe.error or "" for probe in found.values() if _is_broken(probe)}
     return Diagnosis(
         python=platform.python_version(),
         os=machine["os"],
@@ -316,6 +312,13 @@ def _missing_provider(onnxruntime: OnnxRuntimeState, provider: str, extra: str) 
         return []
     reason = onnxruntime.error or f"ONNX Runtime has no {provider}"
     return [f"{reason}: pip install 'mimiq-deploy[{extra}]'"]
+
+
+def _is_broken(probe: LibraryProbe) -> bool:
+    """Whether a library is there and cannot be loaded, for another reason than a missing driver."""
+    if not probe.installed or probe.error is None or probe.name == CUDA_DRIVER:
+        return False
+    return not (probe.name == CUDA_PROVIDER and "libcuda.so" in probe.error)
 
 
 def _broken(name: str, error: str) -> str:

@@ -429,6 +429,22 @@ def test_what_is_broken_is_told(machine: dict[str, LibraryProbe]) -> None:
     assert "driver for CUDA 12.8, 2 devices" in shown
 
 
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [("libcudnn.so.9: cannot open", True), ("libcuda.so.1: cannot open", False)],
+    ids=["cuDNN", "driver"],
+)
+def test_a_provider_without_a_driver_is_not_broken(
+    error: str, told: bool, machine: dict[str, LibraryProbe]
+) -> None:
+    """Seen with onnxruntime-gpu 1.31.1: its last library that is missing is the driver's."""
+    machine[CUDA_PROVIDER] = LibraryProbe(name=CUDA_PROVIDER, installed=True, error=error)
+    found = json.loads(run_doctor("--json").output)
+    assert found["broken"] == ({CUDA_PROVIDER: error} if told else {})
+    shown = any("onnxruntime-gpu[cuda,cudnn]" in warning for warning in found["warnings"])
+    assert shown == told
+
+
 class TestImports:
     """Real imports, in processes of their own."""
 
