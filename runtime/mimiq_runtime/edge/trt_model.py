@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mimiq_runtime.classifier_checks import first_line
 from mimiq_runtime.cuda_runtime import CudaRuntime
-from mimiq_runtime.edge.library_errors import no_traceback
+from mimiq_runtime.edge.library_errors import import_library, no_traceback
 from mimiq_runtime.errors import EngineError
 
 if TYPE_CHECKING:
@@ -26,12 +24,8 @@ __all__ = ["load_model"]
 @contextlib.contextmanager
 def load_model(bundle: Bundle) -> Iterator[Callable[[NDArray[Any]], NDArray[np.float32]]]:
     """Load the plan; see :func:`mimiq_runtime.edge.engine.load_model`."""
-    try:
-        trt = importlib.import_module("tensorrt")
-        importlib.import_module("cuda.bindings.runtime")
-    # The loader of a wheel's own libraries raises OSError.
-    except (ImportError, OSError) as error:
-        raise EngineError(f"{first_line(error)}; pip install -r requirements.txt.") from error
+    trt = import_library("tensorrt")
+    import_library("cuda.bindings.runtime")
     # First, as it says in a sentence that there is no driver; TensorRT does not.
     cuda = CudaRuntime()
     try:
