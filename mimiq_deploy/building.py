@@ -8,7 +8,7 @@ import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from mimiq_deploy.engine_models import engine_folder
+from mimiq_deploy.engine_models import engine_folder, plan_for
 from mimiq_deploy.exporting import BASELINES, onnx_path
 from mimiq_runtime.atomic import sha256_of, write_bytes, write_json
 from mimiq_runtime.classifier_checks import check_onnx_file
@@ -127,10 +127,14 @@ def _build_alone(
         folder = output or onnx.parent / "engines" / device.slug / onnx.stem
     begun = time.monotonic()
     if refit:
-        record, plan = _refit(folder, onnx)
+        given = folder / PLAN if run is None else run.path(plan_for(run, device, target))
+        record, plan = _refit(given, onnx)
     else:
         cache = timing_cache or folder.parent / _TIMING_CACHE
         record, plan = _build(onnx, options, cache, device)
+        if run is not None and timing_cache is None:
+            # Polygraphy leaves its lock behind. Nobody waits for it: this process holds the run's.
+            cache.with_name(f"{cache.name}.lock").unlink(missing_ok=True)
     proved = record.precision.proved or allow_floating_point or target in BASELINES
     if run is not None:
         written = _record_engine(run, device, target, record, plan if proved else None)
@@ -178,7 +182,9 @@ def build_command(model: Path, options: BuildOptions, extra: Sequence[str] = ())
     'mimiq-deploy build run --engine trt --max-batch 64'
     """
     words = ["mimiq-deploy", "build", str(model), "--engine", "trt", *extra]
-    defaults = BuildOptions()
+    # The default of one option depends on these two.
+    sizes = BuildOptions(min_batch=options.min_batch, max_batch=options.max_batch)
+    defaults = BuildOptions(opt_batch=sizes.opt_batch)
     for name, value in options.model_dump(mode="json").items():
         if value != getattr(defaults, name):
             option = f"--{name.replace('_', '-')}"
@@ -206,19 +212,12 @@ def _device(onnx: Path, command: str) -> CudaDevice:
     """The GPU of this machine; what is missing for it is the device's business.
 
     Raises:
-        DeviceNeededError: No TensorRT, no Polygraphy, no cuda-python, or no GPU.
-        EngineError: They are there and do not fit.
+        DeviceNeededError: No TensorRT, no Polygraphy, no cuda-python, no GPU; or they are there and
+            cannot be loaded, or are of a version that is not known.
     """
     try:
         import_tensorrt()
         import_polygraphy()
-    except MissingDependencyError as error:
-        raise DeviceNeededError(
-            f"TensorRT engines are built on the device, and {error.module} is not installed here.",
-            str(onnx),
-            f"pip install 'mimiq-deploy[{error.extra}]' && {command}",
-        ) from error
-    try:
         return CudaRuntime().device()
     except MissingDependencyError as error:
         raise DeviceNeededError(
@@ -251,14 +250,20 @@ def _build(
     return record, built.plan
 
 
-def _refit(folder: Path, onnx: Path) -> tuple[EngineRecord, bytes]:
-    record = read_engine_record(folder / PLAN)
-    if record is None or not (folder / PLAN).is_file():
+def _refit(given: Path, onnx: Path) -> tuple[EngineRecord, bytes]:
+    folder, record = given.parent, read_engine_record(given)
+    if record is None or not given.is_file():
         raise InvalidInputError(
             f"Expected an engine to refit in {folder}, and there is none; build it without --refit."
         )
+    # TensorRT would take other weights, and compute with some of those that it was built from.
+    if not record.options.refittable and record.onnx_sha256 != sha256_of(onnx):
+        raise InvalidInputError(
+            f"The engine in {folder} takes the weights that it was built from only, and {onnx} has "
+            "others; build it again, with --refittable if its weights shall change."
+        )
     plan = refit_plan(
-        (folder / PLAN).read_bytes(), onnx, version_compatible=record.options.version_compatible
+        given.read_bytes(), onnx, version_compatible=record.options.version_compatible
     )
     changes = {
         "weights": f"refitted from {sha256_of(onnx)}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 from typing import TYPE_CHECKING
 
 from mimiq_deploy.exporting import onnx_path
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from mimiq_runtime.cuda_device import CudaDevice
     from mimiq_runtime.run_directory import RunDirectory
 
-__all__ = ["engine_folder", "engine_model"]
+__all__ = ["engine_folder", "engine_model", "plan_for"]
 
 _BUILT = "trt"
 
@@ -27,12 +28,13 @@ def engine_model(run: RunDirectory, engine: str, *, target: str | None = None) -
         target: The export; the one that the engine reads if None.
 
     Returns:
-        The ONNX file; for ``trt`` the plan that was built from it on this device.
+        The ONNX file; for ``trt`` the plan that was built from it on this device, or on another one
+        with a hardware compatibility that takes this one in.
 
     Raises:
         RunDirectoryError: It was not exported, or not built.
         MissingDependencyError: ``trt``, and cuda-python is not installed.
-        EngineError: ``trt``, and there is no GPU.
+        EngineError: ``trt``, and there is no GPU, or the record of a plan is damaged.
     """
     target = target if target is not None else target_of(engine)
     if engine != _BUILT:
@@ -40,15 +42,38 @@ def engine_model(run: RunDirectory, engine: str, *, target: str | None = None) -
             onnx_path(target), made_by=f"mimiq-deploy export {run.root} --target {target}"
         )
     from mimiq_runtime.cuda_runtime import CudaRuntime
-    from mimiq_runtime.engine_record import PLAN
 
-    folder = engine_folder(CudaRuntime().device(), target)
+    device = CudaRuntime().device()
     option = "" if target == target_of(engine) else f" --target {target}"
     return run.existing(
-        f"{folder}/{PLAN}", made_by=f"mimiq-deploy build {run.root} --engine trt{option}"
+        plan_for(run, device, target),
+        made_by=f"mimiq-deploy build {run.root} --engine trt{option}",
     )
 
 
 def engine_folder(device: CudaDevice, target: str) -> str:
     """Folder inside a run of the engine that was built on a device for an export."""
     return f"engines/{device.slug}/{target}"
+
+
+def plan_for(run: RunDirectory, device: CudaDevice, target: str) -> str:
+    """Path inside a run of a device's plan.
+
+    Returns:
+        The one that was built on it; else one that another device built for it, too; else where
+        its own would be.
+
+    Raises:
+        EngineError: The record of another device's plan is damaged.
+    """
+    from mimiq_runtime.engine_record import PLAN, read_engine_record
+
+    own = f"{engine_folder(device, target)}/{PLAN}"
+    if own in run.manifest.files:
+        return own
+    for name in sorted(run.manifest.files):
+        if fnmatch.fnmatchcase(name, f"engines/*/{target}/{PLAN}"):
+            record = read_engine_record(run.path(name))
+            if record is not None and record.runs_on(device):
+                return name
+    return own

@@ -28,7 +28,10 @@ _EVERYWHERE = (
 _BESIDE = {
     "ort_model": ("edge/library_errors.py", "edge/ort_providers.py"),
     "openvino_model": ("edge/library_errors.py",),
-    "trt_model": ("classifier_checks.py", "cuda_runtime.py", "onnx_external_data.py"),
+    "trt_model": (
+        *("classifier_checks.py", "cuda_runtime.py", "edge/library_errors.py"),
+        "onnx_external_data.py",
+    ),
 }
 
 

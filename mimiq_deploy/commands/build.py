@@ -28,7 +28,11 @@ from mimiq_deploy.commands.outcome_of_build import build_or_hand_over
     help="The export of RUN to build from; fp32 or fp16 for a baseline.",
 )
 @click.option("--min-batch", default=1, show_default=True, type=int, help="Smallest batch.")
-@click.option("--opt-batch", default=8, show_default=True, type=int, help="Batch to tune for.")
+@click.option(
+    "--opt-batch",
+    type=int,
+    help="Batch to tune for; 8 without it, or the nearest that the engine takes.",
+)
 @click.option("--max-batch", default=32, show_default=True, type=int, help="Largest batch.")
 @click.option("--workspace-mib", type=int, help="Scratch memory of a kernel, in MiB.")
 @click.option("--optimization-level", type=int, help="0 (quick build) to 5 (longest search).")
@@ -90,7 +94,7 @@ def build(
 
     outcome = build_or_hand_over(
         model,
-        BuildOptions(**options),
+        BuildOptions(**{name: value for name, value in options.items() if value is not None}),
         target=target,
         output=output,
         timing_cache=timing_cache,

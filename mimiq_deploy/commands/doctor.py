@@ -28,9 +28,10 @@ __all__ = ["doctor"]
 def doctor(context: click.Context, required: tuple[str, ...], as_json: bool) -> None:
     """Show what this machine can run and what is missing.
 
-    Lists hardware, the optional libraries with the command that installs each, combinations that
-    are known not to work, and at the end what this machine is ready for. The exit code is 0
-    whatever is found, unless a capability that is named with --require is not ready.
+    Lists hardware, the optional libraries with the command that installs each, those that cannot be
+    imported, combinations that are known not to work, and at the end what this machine is ready
+    for. All libraries are imported, which takes some seconds. The exit code is 0 whatever is found,
+    unless a capability that is named with --require is not ready.
     """
     from mimiq_deploy.cli import COMMANDS
     from mimiq_runtime.doctor import diagnose, unmet
@@ -66,10 +67,14 @@ def _print_machine(diagnosis: Diagnosis) -> None:
     table.add_row("cores", str(diagnosis.cores))
     table.add_row("memory", f"{memory:.1f} GiB" if memory is not None else "unknown")
     for gpu in diagnosis.gpus:
-        facts = (gpu.memory, f"compute capability {gpu.compute_capability}", f"driver {gpu.driver}")
-        table.add_row("GPU", f"{gpu.name}, {', '.join(facts)}")
+        about = (gpu.memory, f"compute capability {gpu.compute_capability}", f"driver {gpu.driver}")
+        table.add_row("GPU", f"{gpu.name}, {', '.join(about)}")
     if not diagnosis.gpus:
         table.add_row("GPU", "no NVIDIA GPU found")
+    cuda = diagnosis.cuda
+    if cuda.version is not None:
+        facts = [f"driver for CUDA {cuda.version}", f"{cuda.devices} devices", cuda.error or ""]
+        table.add_row("CUDA", ", ".join(filter(None, facts)))
     ort = diagnosis.onnxruntime
     table.add_row("ONNX Runtime", ort.error or ", ".join(ort.providers))
     output_console().print(table)

@@ -52,7 +52,11 @@ class CudaRuntime:
 
     def __init__(self) -> None:
         self._api = _import_runtime()
-        status, count = self._api.cudaGetDeviceCount()
+        try:
+            status, count = self._api.cudaGetDeviceCount()
+        # How cuda-python 12 says that there is no driver.
+        except RuntimeError as error:
+            raise EngineError(_no_gpu(first_line(error))) from error
         if status != self._api.cudaError_t.cudaSuccess or not count:
             raise EngineError(_no_device(self._api, status))
         # What was taken, and the call that gives it back; freed in the opposite order.
@@ -194,9 +198,13 @@ def _no_device(api: Any, status: Any) -> str:
             f"made for {cuda_version_name(own)}; update the driver, or "
             f"pip install 'cuda-python<{driver // 1000 + 1}'."
         )
+    return _no_gpu(_status_text(api, status))
+
+
+def _no_gpu(reason: str) -> str:
     return (
-        f"No NVIDIA GPU can be used here ({_status_text(api, status)}); install NVIDIA's driver, "
-        "so that nvidia-smi lists one."
+        f"No NVIDIA GPU can be used here ({reason}); install NVIDIA's driver, so that nvidia-smi "
+        "lists one."
     )
 
 

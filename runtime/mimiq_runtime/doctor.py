@@ -1,24 +1,26 @@
 """What this machine can run, what is missing, and the command that mends it.
 
-Imports neither torch nor onnx; ONNX Runtime is imported only to ask for its providers.
+Libraries are really imported, in processes of their own: an installed one that cannot be loaded,
+or crashes, is the illness that versions do not show.
 """
 
 from __future__ import annotations
 
 import platform
-from importlib import metadata
 from typing import TYPE_CHECKING
 
+from mimiq_runtime.cuda_runtime import cuda_version_name
 from mimiq_runtime.errors import InvalidInputError
 from mimiq_runtime.extras import (
     ExtraState,
     State,
     describe_extras,
     installed_version,
-    parse_requirement,
-    satisfies,
 )
 from mimiq_runtime.hardware import Gpu, memory_gib, nvidia_gpus, read_cpu_instructions
+from mimiq_runtime.import_probe import CUDA_DRIVER, CUDA_PROVIDER
+from mimiq_runtime.library_conflicts import installed_conflicts
+from mimiq_runtime.library_probe import LibraryProbe, probe_libraries
 from mimiq_runtime.machine import describe_machine, usable_cores
 from mimiq_runtime.ort_gpu import tensorrt_mismatch
 from mimiq_runtime.schema import Schema
@@ -26,16 +28,17 @@ from mimiq_runtime.session import known_engines
 from mimiq_runtime.trt_library import unknown_version
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Mapping, Sequence
 
 __all__ = [
     "CAPABILITIES",
     "Capability",
+    "CudaState",
     "Diagnosis",
     "OnnxRuntimeState",
     "capabilities",
-    "conflicts",
     "diagnose",
+    "gpu_fault",
     "unmet",
 ]
 
@@ -62,6 +65,30 @@ _COMMANDS = {
 }
 """The command that each capability is a matter of; the others are engines of the same name."""
 
+_MODULES = {
+    "calibrate": ("torch", "torchvision", "timm"),
+    "export": ("torch", "torchvision", "timm", "onnx", "onnx_ir", "onnxscript"),
+    "build-trt": ("tensorrt", "cuda.bindings.runtime", "polygraphy.backend.trt"),
+    "ort-cpu": (),
+    "ort-cuda": (CUDA_PROVIDER,),
+    "ort-trt": (CUDA_PROVIDER, "tensorrt"),
+    "trt": ("tensorrt", "cuda.bindings.runtime"),
+    "openvino": ("openvino",),
+    "report": ("matplotlib", "jinja2"),
+    "demo": ("torch", "torchvision", "timm", "onnx", "onnx_ir", "onnxscript", "sklearn"),
+}
+"""What each capability imports, beside ONNX Runtime."""
+
+_EXTRA_OF = {
+    **dict.fromkeys(("torch", "torchvision", "timm"), "calib"),
+    **dict.fromkeys(("onnx", "onnx_ir", "onnxscript"), "export"),
+    **dict.fromkeys(("tensorrt", "cuda.bindings.runtime", "polygraphy.backend.trt"), "trt"),
+    **dict.fromkeys(("matplotlib", "jinja2"), "report"),
+    "openvino": "openvino",
+    "sklearn": "demo",
+}
+"""The extra that brings a module; ONNX Runtime comes with two."""
+
 _NO_GPU = "no NVIDIA GPU found: install NVIDIA's driver, so that nvidia-smi lists one"
 
 
@@ -71,13 +98,27 @@ class OnnxRuntimeState(Schema):
     Attributes:
         providers: Execution providers that are compiled in; whether their libraries load shows
             only when a model is opened.
-        error: Why it could not be imported, or None.
+        error: Why it is not there or could not be imported, or None.
         tensorrt_mismatch: Why its TensorRT provider cannot load, where it has one; or None.
     """
 
     providers: list[str]
     error: str | None = None
     tensorrt_mismatch: str | None = None
+
+
+class CudaState(Schema):
+    """What NVIDIA's driver says of itself.
+
+    Attributes:
+        version: Newest CUDA that it supports, such as ``13.0``; None without a driver.
+        devices: Number of GPUs that can compute.
+        error: Why it cannot be used, or None.
+    """
+
+    version: str | None
+    devices: int
+    error: str | None
 
 
 class Capability(Schema):
@@ -105,8 +146,10 @@ class Diagnosis(Schema):
         cores: Logical cores that this process may use.
         memory_gib: Physical memory in GiB; None where unknown.
         gpus: NVIDIA GPUs.
+        cuda: NVIDIA's driver, asked itself: ``nvidia-smi`` may list a GPU that nothing can use.
         extras: State of each extra; empty when mimiq-deploy is not installed as a distribution.
         onnxruntime: What ONNX Runtime says of itself.
+        broken: Why libraries that are installed cannot be imported, by name of the module.
         warnings: Combinations that are known not to work, one sentence each.
         capabilities: What this machine can do.
     """
@@ -118,21 +161,25 @@ class Diagnosis(Schema):
     cores: int
     memory_gib: float | None
     gpus: list[Gpu]
+    cuda: CudaState
     extras: list[ExtraState]
     onnxruntime: OnnxRuntimeState
+    broken: dict[str, str]
     warnings: list[str]
     capabilities: list[Capability]
 
 
 def diagnose(commands: Collection[str]) -> Diagnosis:
-    """Look at this machine; takes a second at most where ``nvidia-smi`` answers at once.
+    """Look at this machine; takes as long as it takes to import the optional libraries.
 
     Args:
         commands: Names of the commands that this version of mimiq-deploy has.
     """
     machine = describe_machine()
-    extras, gpus, onnxruntime = describe_extras(), nvidia_gpus(), _ask_onnxruntime()
-    memory = memory_gib()
+    found = probe_libraries()
+    extras, gpus, memory = describe_extras(), nvidia_gpus(), memory_gib()
+    onnxruntime, cuda = _onnxruntime_state(found["onnxruntime"]), _cuda_state(found[CUDA_DRIVER])
+    broken = {probe.name: probe.error or "" for probe in found.values() if _is_broken(probe)}
     return Diagnosis(
         python=platform.python_version(),
         os=machine["os"],
@@ -141,11 +188,34 @@ def diagnose(commands: Collection[str]) -> Diagnosis:
         cores=usable_cores(),
         memory_gib=round(memory, 1) if memory is not None else None,
         gpus=gpus,
+        cuda=cuda,
         extras=extras,
         onnxruntime=onnxruntime,
+        broken=broken,
         warnings=_tensorrt_warnings(onnxruntime)
-        + conflicts({name: installed_version(name) for name in _CONFLICTING}, _torch_bounds()),
-        capabilities=capabilities(extras, onnxruntime, has_gpu=bool(gpus), commands=commands),
+        + installed_conflicts(cuda.version)
+        + [_broken(name, error) for name, error in broken.items()],
+        capabilities=capabilities(
+            extras, onnxruntime, gpu_fault=gpu_fault(gpus, cuda), commands=commands, broken=broken
+        ),
+    )
+
+
+def gpu_fault(gpus: Sequence[Gpu], cuda: CudaState) -> str | None:
+    """Why nothing can compute on an NVIDIA GPU here; None where it can.
+
+    Args:
+        gpus: Those that ``nvidia-smi`` lists; it may be missing on a device that has a GPU.
+        cuda: What the driver says.
+    """
+    if cuda.devices:
+        return None
+    if not gpus:
+        return _NO_GPU
+    reason = cuda.error or "CUDA lists no device"
+    return (
+        f"nvidia-smi lists {gpus[0].name}, and CUDA cannot use it ({reason}): check "
+        "CUDA_VISIBLE_DEVICES and the driver's libcuda; in a container, run it with --gpus all"
     )
 
 
@@ -153,19 +223,21 @@ def capabilities(
     extras: list[ExtraState],
     onnxruntime: OnnxRuntimeState,
     *,
-    has_gpu: bool,
+    gpu_fault: str | None,
     commands: Collection[str],
+    broken: Mapping[str, str],
 ) -> list[Capability]:
     """What a machine with these libraries can do, in the order of :data:`CAPABILITIES`.
 
     Args:
         extras: State of each extra.
         onnxruntime: What ONNX Runtime says of itself.
-        has_gpu: Whether there is an NVIDIA GPU.
+        gpu_fault: Why there is no NVIDIA GPU to compute on, or None.
         commands: Names of the commands that this version of mimiq-deploy has.
+        broken: Why libraries that are installed cannot be imported, by name of the module.
     """
     by_name = {extra.name: extra for extra in extras}
-    gpu = [] if has_gpu else [_NO_GPU]
+    gpu = [] if gpu_fault is None else [gpu_fault]
     missing = {
         "calibrate": _missing_extras(by_name, "calib"),
         "export": _missing_extras(by_name, "export"),
@@ -182,6 +254,9 @@ def capabilities(
         + _missing_provider(onnxruntime, "CPUExecutionProvider", "ort"),
     }
     for name in CAPABILITIES:
+        missing[name] += [
+            _broken(module, broken[module]) for module in _MODULES[name] if module in broken
+        ]
         command = _COMMANDS.get(name)
         if command is None and name not in known_engines():
             missing[name].append(f"this version of mimiq-deploy has no engine {name}")
@@ -191,30 +266,6 @@ def capabilities(
         Capability(name=name, ready=not missing[name], missing=missing[name])
         for name in CAPABILITIES
     ]
-
-
-def conflicts(versions: Mapping[str, str | None], torch_bounds: str = "") -> list[str]:
-    """Combinations of libraries that are known not to work, one sentence each.
-
-    Args:
-        versions: Version of each of ``onnxruntime``, ``onnxruntime-gpu``, ``torch`` and
-            ``torchvision``; None for what is not installed.
-        torch_bounds: The versions of torch that the installed torchvision asks for.
-    """
-    found = []
-    if versions["onnxruntime"] and versions["onnxruntime-gpu"]:
-        found.append(
-            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files: "
-            "pip uninstall -y onnxruntime onnxruntime-gpu, then install the one you want."
-        )
-    torch = versions["torch"]
-    if torch and versions["torchvision"] and not satisfies(torch, torch_bounds):
-        found.append(
-            f"torchvision {versions['torchvision']} asks for torch {torch_bounds}, and torch "
-            f"{torch} is installed: importing it may fail; "
-            "pip install --upgrade 'mimiq-deploy[calib]'."
-        )
-    return found
 
 
 def unmet(diagnosis: Diagnosis, required: tuple[str, ...]) -> list[Capability]:
@@ -229,22 +280,6 @@ def unmet(diagnosis: Diagnosis, required: tuple[str, ...]) -> list[Capability]:
             f"Expected one of the capabilities {', '.join(CAPABILITIES)}; got {', '.join(unknown)}."
         )
     return [item for item in diagnosis.capabilities if item.name in required and not item.ready]
-
-
-_CONFLICTING = ("onnxruntime", "onnxruntime-gpu", "torch", "torchvision")
-
-
-def _torch_bounds() -> str:
-    """What torchvision's own metadata ask of torch; empty when it does not say."""
-    try:
-        lines = metadata.requires("torchvision") or []
-    except metadata.PackageNotFoundError:
-        return ""
-    for line in lines:
-        requirement = parse_requirement(line)
-        if requirement is not None and requirement.name == "torch" and requirement.extra is None:
-            return requirement.bounds
-    return ""
 
 
 def _missing_extras(extras: Mapping[str, ExtraState], *names: str) -> list[str]:
@@ -279,16 +314,38 @@ def _missing_provider(onnxruntime: OnnxRuntimeState, provider: str, extra: str) 
     return [f"{reason}: pip install 'mimiq-deploy[{extra}]'"]
 
 
-def _ask_onnxruntime() -> OnnxRuntimeState:
-    try:
-        import onnxruntime
-    except ModuleNotFoundError:
+def _is_broken(probe: LibraryProbe) -> bool:
+    """Whether a library is there and cannot be loaded, for another reason than a missing driver."""
+    if not probe.installed or probe.error is None or probe.name == CUDA_DRIVER:
+        return False
+    return not (probe.name == CUDA_PROVIDER and "libcuda.so" in probe.error)
+
+
+def _broken(name: str, error: str) -> str:
+    """Why a library that is installed is of no use, with what mends it."""
+    if name == CUDA_PROVIDER:
+        return (
+            f"ONNX Runtime's CUDA provider cannot be loaded ({error}): "
+            "pip install 'onnxruntime-gpu[cuda,cudnn]'"
+        )
+    extra = _EXTRA_OF.get(name)
+    again = f"'mimiq-deploy[{extra}]'" if extra is not None else name
+    return f"{name} cannot be imported ({error}): pip install --force-reinstall {again}"
+
+
+def _onnxruntime_state(probe: LibraryProbe) -> OnnxRuntimeState:
+    if not probe.installed:
         return OnnxRuntimeState(providers=[], error="ONNX Runtime is not installed")
-    # A wheel that does not fit its libraries fails in as many ways as there are loaders.
-    except Exception as error:
-        reason = " ".join(str(error).split())
-        return OnnxRuntimeState(providers=[], error=f"ONNX Runtime cannot be imported ({reason})")
-    return OnnxRuntimeState(
-        providers=list(onnxruntime.get_available_providers()),
-        tensorrt_mismatch=tensorrt_mismatch(),
+    if probe.error is not None:
+        return OnnxRuntimeState(
+            providers=[], error=f"ONNX Runtime cannot be imported ({probe.error})"
+        )
+    return OnnxRuntimeState(providers=list(probe.providers), tensorrt_mismatch=tensorrt_mismatch())
+
+
+def _cuda_state(probe: LibraryProbe) -> CudaState:
+    return CudaState(
+        version=cuda_version_name(probe.version) if probe.version else None,
+        devices=probe.devices or 0,
+        error=probe.error,
     )

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
+from pydantic import ValidationError, model_validator
 
 from mimiq_runtime.cuda_device import CudaDevice
 from mimiq_runtime.errors import EngineError
@@ -31,6 +31,9 @@ PLAN, RECORD = "engine.plan", "engine.json"
 """Names of the two files of an engine, in one folder."""
 
 
+_AMPERE = (8, 0)
+
+
 class HardwareCompatibility(StrEnum):
     """On which other GPUs an engine may run, at some cost of speed."""
 
@@ -44,14 +47,16 @@ class BuildOptions(Schema):
 
     Attributes:
         min_batch: Smallest batch that it shall take.
-        opt_batch: The batch that it is tuned for.
+        opt_batch: The batch that it is tuned for; where it is not given 8, or the batch next to it
+            that the engine takes.
         max_batch: Largest batch that it shall take.
         workspace_mib: Scratch memory that a kernel may use, in MiB; None for TensorRT's default.
         optimization_level: 0 (quick build) to 5 (searches longest); None for TensorRT's default.
         version_compatible: Let later versions of TensorRT run it.
         hardware_compatibility: Let other GPUs run it.
-        refittable: Allow its weights to be replaced.
-        strip_weights: Leave the weights out of the file; it must be refitted before it can run.
+        refittable: Allow its weights to be replaced by others.
+        strip_weights: Leave the weights out of the file; it must be refitted before it can run,
+            with the same weights unless it is refittable, too.
         tf32: Allow TF32 where the model is in single precision.
     """
 
@@ -65,6 +70,20 @@ class BuildOptions(Schema):
     refittable: bool = False
     strip_weights: bool = False
     tf32: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _tune_for_a_batch_that_it_takes(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or "opt_batch" in given:
+            return given
+        least, usual, most = (
+            given.get(name, cls.model_fields[name].default)
+            for name in ("min_batch", "opt_batch", "max_batch")
+        )
+        # What is no number is for pydantic to name.
+        if not (isinstance(least, int) and isinstance(most, int)):
+            return given
+        return {**given, "opt_batch": max(least, min(usual, most))}
 
 
 class ShapeProfile(Schema):
@@ -113,6 +132,26 @@ class EngineRecord(Schema):
     weights: str
     plan: FileRecord
     precision: PrecisionReport
+
+    def runs_on(self, device: CudaDevice) -> bool:
+        """Whether it was built for a GPU: the one that built it, or one that it is compatible with.
+
+        Args:
+            device: The GPU.
+        """
+        built_on = self.device.compute_capability
+        match self.options.hardware_compatibility:
+            case HardwareCompatibility.NONE:
+                return device.slug == self.device.slug
+            case HardwareCompatibility.SAME_COMPUTE_CAPABILITY:
+                return device.compute_capability == built_on
+            case HardwareCompatibility.AMPERE_PLUS:
+                return min(_number(device.compute_capability), _number(built_on)) >= _AMPERE
+
+
+def _number(compute_capability: str) -> tuple[int, ...]:
+    """To compare by: 10.0 comes after 8.9."""
+    return tuple(int(part) for part in compute_capability.split("."))
 
 
 def read_engine_record(plan: Path) -> EngineRecord | None:

@@ -6,6 +6,7 @@ The bounds are those of our own distribution's metadata, so that they are writte
 
 from __future__ import annotations
 
+import contextlib
 import re
 from dataclasses import dataclass
 from enum import StrEnum
@@ -31,6 +32,9 @@ EXTRAS = ("calib", "export", "ort", "ort-gpu", "trt", "openvino", "report", "dem
 
 # Vendors install these without metadata of a wheel; the module's name is that of the wheel.
 _MODULES_WITHOUT_WHEEL = frozenset({"openvino", "polygraphy", "tensorrt", "torch", "torchvision"})
+
+# The same module under names that say what it was made for; pip is asked for either.
+_OTHER_WHEELS = {"tensorrt": ("tensorrt-cu13", "tensorrt-cu12")}
 
 _REQUIREMENT = re.compile(
     r"^\s*(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)\s*(?:\[[^\]]*\])?\s*"
@@ -113,11 +117,11 @@ def describe_extras() -> list[ExtraState]:
 
 def installed_version(name: str) -> str | None:
     """Version of a distribution, ``unknown`` for a module without metadata, None when missing."""
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        there = name in _MODULES_WITHOUT_WHEEL and util.find_spec(name) is not None
-        return "unknown" if there else None
+    for wheel in (name, *_OTHER_WHEELS.get(name, ())):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            return metadata.version(wheel)
+    there = name in _MODULES_WITHOUT_WHEEL and util.find_spec(name) is not None
+    return "unknown" if there else None
 
 
 def parse_requirement(line: str) -> Requirement | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import statistics
 import subprocess
 from typing import TYPE_CHECKING, Self
@@ -11,14 +13,14 @@ from mimiq_runtime.schema import Schema
 if TYPE_CHECKING:
     from types import TracebackType
 
-__all__ = ["GpuLoad", "GpuMonitor"]
+__all__ = ["GpuLoad", "GpuMonitor", "watched_gpu"]
 
 _FIELDS = ("power.draw", "clocks.sm", "clocks.mem", "temperature.gpu", "memory.used")
 _EVERY_MS = 100
 
 
 class GpuLoad(Schema):
-    """What the first GPU did while the sessions of one batch size took turns.
+    """What the GPU that computes did while the sessions of one batch size took turns.
 
     A figure is None where the GPU does not tell it.
 
@@ -46,7 +48,8 @@ class GpuLoad(Schema):
 class GpuMonitor:
     """Asks ``nvidia-smi`` as long as a ``with`` block lasts; several blocks add up.
 
-    Where there is no ``nvidia-smi``, the block runs all the same and there is no load.
+    Where there is no ``nvidia-smi``, or no GPU may be used, the block runs all the same and there
+    is no load.
     """
 
     def __init__(self) -> None:
@@ -54,7 +57,10 @@ class GpuMonitor:
         self._output = ""
 
     def __enter__(self) -> Self:
-        command = ["nvidia-smi", "--id=0", f"--query-gpu={','.join(_FIELDS)}"]
+        gpu = watched_gpu(os.environ.get("CUDA_VISIBLE_DEVICES"))
+        if gpu is None:
+            return self
+        command = ["nvidia-smi", f"--id={gpu}", f"--query-gpu={','.join(_FIELDS)}"]
         command += ["--format=csv,noheader,nounits", f"--loop-ms={_EVERY_MS}"]
         try:
             self._process = subprocess.Popen(
@@ -98,6 +104,30 @@ class GpuMonitor:
             temperature_c=max(temperature, default=None),
             memory_used_mib=max(memory, default=None),
         )
+
+
+def watched_gpu(visible: str | None) -> str | None:
+    """Which GPU of ``nvidia-smi`` is the first one of CUDA.
+
+    Args:
+        visible: ``CUDA_VISIBLE_DEVICES``: indices or UUIDs; None where it is not set. CUDA counts
+            as ``nvidia-smi`` does where all GPUs are alike, or where ``CUDA_DEVICE_ORDER`` is
+            ``PCI_BUS_ID``.
+
+    Returns:
+        Its index or its UUID; of a part of a GPU (MIG) the GPU's, where the name tells. None where
+        CUDA may use no GPU.
+
+    >>> watched_gpu(None), watched_gpu("2,0"), watched_gpu("")
+    ('0', '2', None)
+    """
+    if visible is None:
+        return "0"
+    first = visible.partition(",")[0].strip()
+    part = re.fullmatch(r"MIG-(GPU-[^/]+)/\d+/\d+", first)
+    if part is not None:
+        return part[1]
+    return first if re.fullmatch(r"\d+|(?:GPU|MIG)-[\w-]+", first) else None
 
 
 def _number(field: str) -> float | None:

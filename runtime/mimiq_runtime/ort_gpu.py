@@ -11,9 +11,9 @@ import importlib
 import re
 from importlib import util
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from mimiq_runtime.edge.ort_providers import CUDA, TENSORRT, providers_of
+from mimiq_runtime.edge.ort_providers import CUDA, TENSORRT, load_cuda, providers_of
 from mimiq_runtime.errors import EngineError, MissingDependencyError
 from mimiq_runtime.extras import installed_version
 from mimiq_runtime.ort_session import OrtSession, import_onnxruntime
@@ -40,7 +40,7 @@ def open_cuda(model: Path, threads: int | None, tensors: Sequence[str] = ()) -> 
         OnnxModelError: The file is missing, broken, or no image classifier.
         EngineError: The provider, its libraries or the driver are missing or do not fit.
     """
-    _check_wheel(CUDA)
+    load_cuda(_import_with(CUDA))
     return OrtSession(
         model,
         engine="ort-cuda",
@@ -67,10 +67,11 @@ def open_tensorrt(model: Path, threads: int | None) -> Session:
         OnnxModelError: The file is missing, broken, or no image classifier.
         EngineError: The provider, TensorRT or the driver are missing or do not fit.
     """
-    _check_wheel(TENSORRT)
+    ort = _import_with(TENSORRT)
     mismatch = tensorrt_mismatch()
     if mismatch is not None:
         raise EngineError(mismatch)
+    load_cuda(ort)
     _load_tensorrt()
     return OrtSession(
         model,
@@ -121,15 +122,20 @@ def linked_tensorrt() -> int | None:
     return int(match[1]) if match else None
 
 
-def _check_wheel(provider: str) -> None:
+def _import_with(provider: str) -> Any:
+    """ONNX Runtime, if it has a provider."""
     if util.find_spec("onnxruntime") is None:
         raise MissingDependencyError("onnxruntime-gpu", "ort-gpu")
-    available = import_onnxruntime().get_available_providers()
+    ort = import_onnxruntime()
+    available = ort.get_available_providers()
     if provider not in available:
         raise EngineError(
             f"Expected ONNX Runtime with {provider}, got one with {', '.join(available)}; "
-            "pip uninstall -y onnxruntime, then pip install 'mimiq-deploy[ort-gpu]'."
+            # Each overwrites the other's files: what is left when one of two goes is broken.
+            "pip uninstall -y onnxruntime onnxruntime-gpu, then pip install "
+            "'mimiq-deploy[ort-gpu]'."
         )
+    return ort
 
 
 def _load_tensorrt() -> None:

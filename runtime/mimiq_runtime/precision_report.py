@@ -1,7 +1,9 @@
 """The proof that an engine multiplies in INT8 where the model says so, layer by layer.
 
-An INT8 tensor that goes into a layer is no proof: an engine may dequantize it first and multiply
-in half precision. The name of the kernel is the better witness, where it says what it multiplies.
+Both operands of a product have to be INT8. The types of a layer's tensors say so, or say the
+opposite; where the engine does not list an operand (a weight is often inside its layer), the name
+of the kernel has to say it. A kernel that names a floating-point product is no proof, whatever it
+reads: an engine may dequantize first and multiply in half precision.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from mimiq_runtime.trt_network import NetworkProduct, ProductKind
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mimiq_runtime.trt_inspector import EngineLayer
+    from mimiq_runtime.trt_inspector import EngineLayer, EngineTensor
 
 __all__ = [
     "LayerRecord",
@@ -28,26 +30,45 @@ __all__ = [
     "prove_precision",
 ]
 
-# sm80_xmma_gemm_i8f16_i8i32_f16_..., ampere_int8_i16832gemm_..., fmha_v2_int8_..., and relatives.
-_INT8_KERNEL = re.compile(
-    r"(?:^|_)(?:i8(?:i8|i32|f16|f32|bf16)?|s8(?:s8|s32)?|int8|imma|i\d{3,5}gemm)(?:_|$)"
+
+def _word(*patterns: str) -> re.Pattern[str]:
+    """One of the words of a kernel's name, which are joined by ``_``."""
+    return re.compile(rf"(?:^|_)(?:{'|'.join(patterns)})(?:_|$)")
+
+
+# What is multiplied and what it is summed in: sm80_xmma_gemm_i8f16_i8i32_f16_...,
+# volta_fp32_icudnn_int8x4_..., cutlass_80_tensorop_i16832gemm_s8_..., and relatives.
+_INT8_PRODUCT = _word(
+    *("i8i8", "i8i32", "s8s8", "s8s32", "s8s8s32", "imma"),
+    *(r"i\d{3,6}(?:gemm|cudnn)", "i(?:gemm|cudnn)"),
 )
-# ..._f16f16_f16f32_..., ampere_h16816gemm_..., fmha_v2_fp16_..., tf32, sgemm, and relatives.
-_FLOAT_KERNEL = re.compile(
-    r"(?:^|_)(?:f16f16|f16f32|f32f32|bf16bf16|bf16f32|tf32f32|tf32tf32|fp16|fp32|bf16|hmma|"
-    r"e4m3e4m3|[hs]\d{3,5}(?:gemm|cudnn)|[hs]gemm)(?:_|$)"
+# ..._f16f16_f16f32_..., ampere_h16816gemm_..., cutlass_80_tensorop_s16816gemm_f16_s8 (which widens
+# its bytes), ampere_sgemm_..., nvjet_hsh_..., nvjet_sm100_tst_..., and relatives.
+_FLOAT_PRODUCT = _word(
+    *("f16f16", "f16f32", "f32f32", "bf16bf16", "bf16f32", "tf32f32", "tf32tf32", "e4m3e4m3"),
+    *("hmma", r"[hs]\d{3,6}(?:tf32|bf16|f16)?(?:gemm|cudnn)", "[hs](?:gemm|cudnn)"),
+    r"nvjet(?:_sm\d+)?_[hstqo][a-z]{2,4}",
 )
+# Types of tensors that a kernel reads or writes: fmha_v2_int8_..., turing_fp16_..., and relatives.
+_INT8_TYPE = _word("i8(?:f16|f32|bf16)?", "s8", r"int8(?:x\d+)?")
+_FLOAT_TYPE = _word("fp16", "fp32", "bf16", "tf32", "f16", "f32", "e4m3")
 # In a layer's type, its kernel's name, or the name that TensorRT's compiler gave it (Fc).
-_PRODUCT = re.compile(r"gemm|conv|matrix_?multiply|matmul|mha|imma|hmma|__myl_fc")
-_FLOATS = frozenset({"fp16", "bf16", "fp32", "fp8"})
-_MHA = re.compile(r"mha", re.IGNORECASE)
+_PRODUCT = re.compile(
+    r"gemm|conv|cudnn|fprop|matrix_?multiply|matmul|mha|attention|nvjet|imma|hmma|__myl_fc"
+)
+# Where an IAttention of the network begins and ends: nothing is computed there.
+_BOUNDARY = re.compile(r"attention_?(?:in|out)put")
+_ATTENTION = re.compile(r"mha|attention")
+_NO_OPERANDS = frozenset({"bool", "int32", "int64", "unknown"})
+_OF_ATTENTION = 3
+"""Query, key and value."""
 
 
 class Verdict(StrEnum):
     """What can be said of a product that the model has in INT8.
 
-    ``int8`` by its kernel or, where that does not tell, by all of its operands; ``not int8`` by
-    the same; ``not found`` when no layer of the engine that multiplies names it.
+    ``int8`` when both operands are, in every layer that multiplies for it; ``not int8`` when one is
+    not, or is not shown to be; ``not found`` when no layer of the engine that multiplies names it.
     """
 
     INT8 = "int8"
@@ -134,7 +155,10 @@ def prove_precision(
         The report. A network without quantized products is not proved: there is nothing to prove
         it by, and whoever asks expects INT8.
     """
-    proofs = [_prove(product, layers) for product in products if product.quantized]
+    attention = frozenset(
+        product.name for product in products if product.kind is ProductKind.ATTENTION
+    )
+    proofs = [_prove(product, layers, attention) for product in products if product.quantized]
     kernels = Counter(
         kernel_precision(layer.kernel) or "unknown" for layer in layers if _multiplies(layer)
     )
@@ -151,22 +175,30 @@ def prove_precision(
 def kernel_precision(kernel: str) -> str | None:
     """What a kernel multiplies, by its name: ``int8``, ``float``, or None when it does not say.
 
+    The product that a name spells out goes before the types of tensors in it.
+
     >>> kernel_precision("sm80_xmma_gemm_i8f16_i8i32_f16_tn_n_tilesize128x64x64")
     'int8'
-    >>> kernel_precision("sm80_xmma_gemm_f16f16_f16f16_f16_nn_n_tilesize32x32x64")
+    >>> kernel_precision("cutlass_80_tensorop_s16816gemm_f16_s8_128x128_32x4_tn_align8")
     'float'
     """
     words = kernel.lower()
-    if _INT8_KERNEL.search(words):
-        return "int8"
-    return "float" if _FLOAT_KERNEL.search(words) else None
+    for int8, floating in ((_INT8_PRODUCT, _FLOAT_PRODUCT), (_INT8_TYPE, _FLOAT_TYPE)):
+        is_int8, is_floating = bool(int8.search(words)), bool(floating.search(words))
+        if is_int8 and is_floating:
+            return None
+        if is_int8 or is_floating:
+            return "int8" if is_int8 else "float"
+    return None
 
 
-def _prove(product: NetworkProduct, layers: Sequence[EngineLayer]) -> ProductProof:
+def _prove(
+    product: NetworkProduct, layers: Sequence[EngineLayer], attention: frozenset[str]
+) -> ProductProof:
     candidates = [layer for layer in layers if _holds(layer, product.name)]
     # A node is also named by the layers around its product that convert its operands.
-    layer = next((layer for layer in candidates if _multiplies(layer)), None)
-    if layer is None:
+    multiplying = [layer for layer in candidates if _multiplies(layer)]
+    if not multiplying:
         named = ", ".join(candidate.name for candidate in candidates)
         return ProductProof(
             product=product.name,
@@ -176,7 +208,11 @@ def _prove(product: NetworkProduct, layers: Sequence[EngineLayer]) -> ProductPro
             if named
             else "no layer of the engine names this node",
         )
-    is_int8, evidence = _judge(layer, product.kind)
+    # A product may be taken apart: one part in floating point, and it is not an INT8 product.
+    judged = [(layer, *_judge(layer, product.kind, attention)) for layer in multiplying]
+    layer, is_int8, evidence = next((found for found in judged if not found[1]), judged[0])
+    if len(judged) > 1:
+        evidence += f" (in {layer.name}, one of {len(judged)} layers)"
     return ProductProof(
         product=product.name,
         kind=product.kind,
@@ -184,24 +220,62 @@ def _prove(product: NetworkProduct, layers: Sequence[EngineLayer]) -> ProductPro
         evidence=evidence,
         layer=layer.name,
         kernel=layer.kernel,
-        fused_attention=bool(_MHA.search(f"{layer.name} {layer.kernel} {layer.kind}")),
+        fused_attention=_is_fused_attention(layer, attention),
     )
 
 
-def _judge(layer: EngineLayer, kind: ProductKind) -> tuple[bool, str]:
+def _judge(layer: EngineLayer, kind: ProductKind, attention: frozenset[str]) -> tuple[bool, str]:
+    """Whether a layer multiplies INT8 by INT8, and how it is known."""
     named = kernel_precision(layer.kernel)
-    if named is not None:
-        return named == "int8", f"the kernel multiplies {named}"
-    types = [tensor.dtype for tensor in layer.inputs]
-    if kind is ProductKind.ATTENTION:
-        # Query, key and value all come from outside; one of them in half precision is one product.
-        is_int8 = types.count("int8") >= 2 and not _FLOATS.intersection(types)
+    if named == "float":
+        return False, "the kernel multiplies float"
+    types = _operands(layer, kind)
+    integers, others = types.count("int8"), len(types) - types.count("int8")
+    evidence = f"its operands are {', '.join(types)}" if types else "it lists no operands"
+    if kind is ProductKind.ATTENTION and _is_fused_attention(layer, attention):
+        # Behind query, key and value a bias or a mask may come in floating point.
+        both = integers >= _OF_ATTENTION or (integers >= 2 and not others)
+    elif kind is ProductKind.ATTENTION:
+        both = integers >= 2
     else:
-        # One activation; a bias beside it may be anything, a weight of its own may not.
-        is_int8 = "int8" in types and layer.weights in (None, "int8")
-    return is_int8, f"its inputs are {', '.join(types) or 'not listed'}" + (
-        "" if layer.weights is None else f", its weights {layer.weights}"
-    )
+        both = integers >= 2 and not others
+    if both:
+        return True, evidence
+    if others:
+        return False, evidence
+    if named == "int8":
+        return True, f"the kernel multiplies int8, {evidence}"
+    return False, f"{evidence}, and the kernel's name does not say what it multiplies"
+
+
+def _operands(layer: EngineLayer, kind: ProductKind) -> list[str]:
+    """Types of what a layer may multiply: without indices, masks, and what it only adds."""
+    tensors = [tensor for tensor in layer.inputs if tensor.dtype not in _NO_OPERANDS]
+    if kind is not ProductKind.ATTENTION:
+        # An activation may be of the output's shape, as a residual is; a second one is a residual.
+        first = next((tensor for tensor in tensors if tensor.dtype == "int8"), None)
+        tensors = [
+            tensor
+            for tensor in tensors
+            if tensor is first or not _is_only_added(tensor, layer.outputs)
+        ]
+    types = [tensor.dtype for tensor in tensors]
+    return types if layer.weights in (None, "unknown") else [*types, layer.weights]
+
+
+def _is_only_added(tensor: EngineTensor, outputs: Sequence[EngineTensor]) -> bool:
+    """Whether a tensor can only be a bias, a scale of channels, or a residual."""
+    if tensor.shape is None:
+        return False
+    if sum(size != 1 for size in tensor.shape) <= 1:
+        return True
+    return any(_broadcasts(tensor.shape, output.shape) for output in outputs)
+
+
+def _broadcasts(shape: tuple[int, ...], onto: tuple[int, ...] | None) -> bool:
+    if onto is None or len(shape) > len(onto):
+        return False
+    return all(size in (1, other) for size, other in zip(shape[::-1], onto[::-1], strict=False))
 
 
 def _holds(layer: EngineLayer, node: str) -> bool:
@@ -212,9 +286,20 @@ def _holds(layer: EngineLayer, node: str) -> bool:
 
 
 def _multiplies(layer: EngineLayer) -> bool:
-    # The compiler's own names begin so; others are those of ONNX nodes, whatever the layer does.
-    own_name = layer.name if layer.name.startswith("_") else ""
-    return bool(_PRODUCT.search(f"{layer.kind} {layer.kernel} {own_name}".lower()))
+    return bool(_PRODUCT.search(_own_words(layer)))
+
+
+def _is_fused_attention(layer: EngineLayer, attention: frozenset[str]) -> bool:
+    """Whether a layer holds both products of an attention: by its name, or by two ONNX nodes."""
+    named = _ATTENTION.search(_own_words(layer)) is not None
+    return named or sum(_holds(layer, node) for node in attention) > 1
+
+
+def _own_words(layer: EngineLayer) -> str:
+    """What TensorRT itself says that a layer does; a name of ONNX nodes says what they do."""
+    # The compiler's own names begin so.
+    name = layer.name if layer.name.startswith("_") else ""
+    return f"{_BOUNDARY.sub('', layer.kind.lower())} {layer.kernel} {name}".lower()
 
 
 def _is_reformat(layer: EngineLayer) -> bool:

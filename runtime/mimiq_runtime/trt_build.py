@@ -104,8 +104,9 @@ def build_engine(onnx: Path, options: BuildOptions, *, timing_cache: Path) -> Bu
     products = list_products(trt, network[1])
     timing_cache.parent.mkdir(parents=True, exist_ok=True)
     with _polygraphy(f"TensorRT cannot build an engine from {onnx}", EngineError):
-        config = backend.CreateConfig(
-            **_config_arguments(trt, backend, options, profile, timing_cache)
+        config = backend.PostprocessConfig(
+            backend.CreateConfig(**_config_arguments(trt, backend, options, profile, timing_cache)),
+            lambda _builder, _network, made: _let_the_same_weights_back(trt, options, made),
         )
         plan = bytes(
             backend.EngineBytesFromNetwork(network, config, save_timing_cache=str(timing_cache))()
@@ -141,7 +142,8 @@ def refit_plan(plan: bytes, onnx: Path, *, version_compatible: bool) -> bytes:
     engine = deserialize(trt, plan, version_compatible=version_compatible)
     if not engine.refittable:
         raise EngineError(
-            "The engine is not refittable; build it with --refittable or --strip-weights."
+            "The engine is not refittable, or TensorRT 10 made it so when it was refitted before; "
+            "build it with --refittable or --strip-weights."
         )
     logger = _logger(trt)
     refitter = trt.Refitter(engine, logger)
@@ -161,6 +163,10 @@ def refit_plan(plan: bytes, onnx: Path, *, version_compatible: bool) -> bytes:
     config = engine.create_serialization_config()
     # A refitted engine is still written without its weights unless this is said.
     config.clear_flag(trt.SerializationFlag.EXCLUDE_WEIGHTS)
+    stay_refittable = trt.SerializationFlag.__members__.get("INCLUDE_REFIT")
+    # Earlier versions write an engine that cannot be refitted a second time.
+    if stay_refittable is not None:
+        config.set_flag(stay_refittable)
     return bytes(engine.serialize_with_config(config))
 
 
@@ -208,7 +214,7 @@ def _config_arguments(
         # Without it the inspector knows the names of layers and nothing else.
         "profiling_verbosity": trt.ProfilingVerbosity.DETAILED,
         "tf32": options.tf32,
-        "refittable": options.refittable or options.strip_weights,
+        "refittable": options.refittable,
         "strip_plan": options.strip_weights,
         "version_compatible": options.version_compatible,
     }
@@ -222,6 +228,16 @@ def _config_arguments(
     if options.hardware_compatibility is not HardwareCompatibility.NONE:
         arguments["hardware_compatibility_level"] = _compatibility(trt, options)
     return arguments
+
+
+def _let_the_same_weights_back(trt: Any, options: BuildOptions, config: Any) -> None:
+    """Make a stripped engine take its own weights again, where it need not take any others.
+
+    For others the engine gives up what it knows of the weights, and speed with it; and TensorRT
+    11.3 is known to drop biases then. Polygraphy has no argument for this.
+    """
+    if options.strip_weights and not options.refittable:
+        config.set_flag(trt.BuilderFlag.REFIT_IDENTICAL)
 
 
 def _compatibility(trt: Any, options: BuildOptions) -> Any:

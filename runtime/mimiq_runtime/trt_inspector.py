@@ -45,10 +45,12 @@ class EngineTensor:
     Attributes:
         name: Its name in the engine.
         dtype: ``int8``, ``fp16``, ``fp32`` and so on; ``unknown`` where the engine does not say.
+        shape: Its sizes, -1 where any goes; None where the engine does not say.
     """
 
     name: str
     dtype: str
+    shape: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,14 @@ def _layer(fields: dict[str, Any]) -> EngineLayer:
 
 def _tensor(fields: dict[str, Any]) -> EngineTensor:
     named = fields.get("Datatype") or fields.get("DataType") or fields.get("Format/Datatype") or ""
-    return EngineTensor(name=str(fields.get("Name", "")), dtype=_dtype(str(named)))
+    sizes = fields.get("Dimensions")
+    if not (isinstance(sizes, list) and all(isinstance(size, int) for size in sizes)):
+        sizes = None
+    return EngineTensor(
+        name=str(fields.get("Name", "")),
+        dtype=_dtype(str(named)),
+        shape=None if sizes is None else tuple(sizes),
+    )
 
 
 def _dtype(text: str) -> str:

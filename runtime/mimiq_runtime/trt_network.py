@@ -27,8 +27,10 @@ class NetworkProduct(Schema):
 
     Attributes:
         name: Name of the ONNX node.
-        kind: With a weight (linear, convolution) or of two activations (attention).
-        quantized: Whether both operands come from a DequantizeLinear.
+        kind: With a weight (linear, convolution) or of two activations (attention). TensorRT's own
+            IAttention is one row for both of its products.
+        quantized: Whether both operands come from a DequantizeLinear; for an IAttention, query and
+            key.
     """
 
     name: str
@@ -49,18 +51,25 @@ def list_products(trt: Any, network: Any) -> list[NetworkProduct]:
         for layer in layers
         for index in range(layer.num_outputs)
     }
-    return [
-        _describe(trt, layer, producers)
-        for layer in layers
-        if layer.type in (trt.LayerType.MATRIX_MULTIPLY, trt.LayerType.CONVOLUTION)
-    ]
+    return [_describe(trt, layer, producers) for layer in layers if layer.type in _products(trt)]
+
+
+def _products(trt: Any) -> tuple[Any, ...]:
+    """Types of layers that multiply; an IAttention, since 10.14, by the layer where it ends."""
+    known = trt.LayerType.__members__
+    attention = [known["ATTENTION_OUTPUT"]] if "ATTENTION_OUTPUT" in known else []
+    return (trt.LayerType.MATRIX_MULTIPLY, trt.LayerType.CONVOLUTION, *attention)
 
 
 def _describe(trt: Any, layer: Any, producers: dict[str, Any]) -> NetworkProduct:
-    # A convolution's weight is its second input where it is dequantized, else a constant inside.
+    is_convolution = layer.type == trt.LayerType.CONVOLUTION
+    # The layers around an IAttention know it, and it knows what goes in.
+    layer = getattr(layer, "attention", layer)
+    # A convolution's weight is its second input where it is dequantized, else a constant inside;
+    # the first two of an IAttention are query and key.
     operands = [layer.get_input(index) for index in range(min(layer.num_inputs, 2))]
     sources = [_source(trt, operand, producers) for operand in operands]
-    if layer.type == trt.LayerType.CONVOLUTION:
+    if is_convolution:
         kind = ProductKind.CONVOLUTION
     elif any(_is_constant(trt, source, producers) for source in sources):
         kind = ProductKind.LINEAR

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -11,6 +12,7 @@ from mimiq_runtime.classifier_checks import check_images, check_logits
 from mimiq_runtime.cuda_runtime import CudaGraph, CudaRuntime
 from mimiq_runtime.engine_record import RECORD, EngineRecord, read_engine_record
 from mimiq_runtime.errors import EngineError, InvalidInputError
+from mimiq_runtime.run_directory import RunDirectory
 from mimiq_runtime.session import DeviceTimes, SessionInfo
 from mimiq_runtime.trt_build import deserialize
 from mimiq_runtime.trt_library import import_tensorrt
@@ -195,9 +197,21 @@ def _check_record(plan: Path, record: EngineRecord | None) -> None:
         )
     if record is not None and record.weights == "stripped":
         raise EngineError(
-            f"{plan} was built without its weights; put them in with "
-            f"mimiq-deploy build {record.onnx} --engine trt --refit --output {plan.parent}."
+            f"{plan} was built without its weights; put them in with {_refit_command(plan, record)}"
         )
+
+
+def _refit_command(plan: Path, record: EngineRecord) -> str:
+    """The command line that puts the weights in, for a plan of a run or of an ONNX file."""
+    words = ["mimiq-deploy", "build"]
+    # run / engines / device / target / plan: through the run, so that it is recorded there.
+    run = plan.parents[3] if len(plan.parents) > 3 else None
+    if run is not None and (run / RunDirectory.MANIFEST).is_file():
+        words += [str(run), "--engine", "trt", "--refit"]
+        words += [] if plan.parent.name == "trt" else ["--target", plan.parent.name]
+    else:
+        words += [record.onnx, "--engine", "trt", "--refit", "--output", str(plan.parent)]
+    return shlex.join(words)
 
 
 def _tensors(trt: Any, engine: Any, plan: Path) -> tuple[str, str]:

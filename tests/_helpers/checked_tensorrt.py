@@ -104,6 +104,7 @@ class World:
         self.bindings = bindings
         self.answers = answers
         self.used: set[str] = set()
+        self.flags: list[str] = []
 
     def module(self) -> types.ModuleType:
         """A module with all of the real one's content but for what needs the native library."""

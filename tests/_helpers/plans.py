@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import TYPE_CHECKING, Any
 
 from mimiq_runtime.cuda_device import CudaDevice
@@ -20,6 +21,7 @@ def add_plan(
     *,
     gpu: str = "Orin",
     capability: str = "8.7",
+    target: str = "trt",
     weights: str = "in the plan",
     **options: Any,
 ) -> str:
@@ -31,19 +33,19 @@ def add_plan(
         created="2026-01-02T03:04:05+00:00",
         device=device,
         libraries={"tensorrt": "10.3.0", "polygraphy": "0.49.20"},
-        onnx="export/trt/model.onnx",
+        onnx=f"export/{target}/model.onnx",
         onnx_sha256="0" * 64,
         options=BuildOptions(**options),
         profile=ShapeProfile(input="images", min=(1, 3, 8, 8), opt=(8, 3, 8, 8), max=(32, 3, 8, 8)),
         timing_cache_sha256=None,
         build_seconds=1.0,
         weights=weights,
-        plan=FileRecord(sha256="0" * 64, bytes=len(PLAN)),
+        plan=FileRecord(sha256=hashlib.sha256(PLAN).hexdigest(), bytes=len(PLAN)),
         precision=PrecisionReport(
             proved=True, products=[], floating_point=[], kernels={}, reformats=0, layers=[]
         ),
     )
-    folder = f"engines/{device.slug}/trt"
+    folder = f"engines/{device.slug}/{target}"
     path = run.path(f"{folder}/engine.plan")
     path.parent.mkdir(parents=True)
     path.write_bytes(PLAN)

@@ -54,6 +54,26 @@ class Graph:
         )
         return output
 
+    def attend(self, output: str, *inputs: str, node: str) -> str:
+        """TensorRT's own attention: the layers around it are not named after the ONNX node."""
+        sources = [self.tensor(name) for name in inputs]
+        made = Checked(
+            self.world,
+            "IAttention",
+            name="attention",
+            metadata=f"[ONNX Layer: {node}]",
+            num_inputs=len(sources),
+            get_input=lambda this, index: sources[index],
+        )
+        for kind, here, there in (
+            ("Input", inputs, f"{output}/inside"),
+            ("Output", (f"{output}/inside",), output),
+        ):
+            self.add(f"ATTENTION_{kind.upper()}", there, *here)
+            vars(self.layers[-1]).update(_interface=f"IAttention{kind}Layer")
+            self.layers[-1]._facts.update(attention=made, metadata="", name=kind)
+        return output
+
     def quantized(self, source: str) -> str:
         codes = self.add("QUANTIZE", f"{source}/codes", source, f"{source}/scale")
         return self.add("DEQUANTIZE", f"{source}/dequantized", codes, f"{source}/scale")
@@ -88,6 +108,29 @@ def vision_transformer(world: World) -> Graph:
     pooled = graph.quantized(graph.add("REDUCE", "pooled", values))
     graph.add("MATRIX_MULTIPLY", "logits", pooled, graph.weight("head"), node="head/MatMul")
     return graph
+
+
+def attentions(world: World) -> dict[str, bool]:
+    """Attentions as one layer of TensorRT, and whether they count as quantized."""
+    from mimiq_runtime.trt_network import list_products
+
+    if not hasattr(world.bindings, "IAttention"):
+        return {}
+    graph = Graph(world)
+    heads = [graph.quantized(name) for name in ("query", "key", "value")]
+    graph.attend("first", *heads, node="quantized/Attention")
+    graph.attend("second", heads[0], "half/key", "half/value", node="half/Attention")
+    network = Checked(
+        world,
+        "INetworkDefinition",
+        num_layers=len(graph.layers),
+        get_layer=lambda this, index: graph.layers[index],
+    )
+    return {
+        product.name: product.quantized
+        for product in list_products(sys.modules["tensorrt"], network)
+        if product.kind == "attention"
+    }
 
 
 def classify(images: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -151,6 +194,8 @@ def answers(cuda: CheckedCuda, *, half: bool) -> dict[str, Any]:
         "IExecutionContext.execute_async_v3": enqueue,
         "IExecutionContext.set_input_shape": set_shape,
         "IExecutionContext.set_tensor_address": set_address,
+        "IBuilderConfig.set_flag": lambda config, flag: config._world.flags.append(flag.name),
+        "ISerializationConfig.set_flag": lambda config, flag: config._world.flags.append(flag.name),
         "OnnxParser.num_errors": 0,
         "INetworkDefinition.num_inputs": 1,
         "INetworkDefinition.num_outputs": 1,
@@ -175,7 +220,11 @@ def main() -> None:
     )
     sys.modules["tensorrt"] = world.module()
     vars(importlib.import_module("cuda.bindings"))["runtime"] = cuda
-    report = {**written_names(bindings), "refused": refused_by(world)}
+    report = {
+        **written_names(bindings),
+        "refused": refused_by(world),
+        "attentions": attentions(world),
+    }
     print(json.dumps({**report, **scenarios(folder, world, cuda)}))
 
 
@@ -244,8 +293,10 @@ def scenarios(folder: Path, world: World, cuda: CheckedCuda) -> dict[str, Any]:
         strip_weights=True,
         tf32=True,
     )
+    world.flags.clear()
     record, rejected = build_model(onnx, everything)
     report: dict[str, Any] = {
+        "flags of a stripped engine": sorted(world.flags),
         "tensorrt": world.bindings.__version__,
         "first": rejected.name,
         "proofs": {proof.product: proof.verdict for proof in record.precision.products},
@@ -255,17 +306,18 @@ def scenarios(folder: Path, world: World, cuda: CheckedCuda) -> dict[str, Any]:
     build_model(onnx, everything, allow_floating_point=True)
     plan = rejected.with_name("engine.plan")
     report["stripped"] = refused(plan)
+    world.flags.clear()
     record, plan = build_model(onnx, everything, refit=True, allow_floating_point=True)
+    report["flags of a refit"] = sorted(world.flags)
+    report["other weights"] = refused_refit(folder, onnx, plan)
     report["refitted"] = [record.weights, plan.read_bytes().decode()]
     report["float"] = run(plan, world, cuda)
     world.answers.update(answers(cuda, half=True))
-    record, plan = build_model(
-        onnx,
-        BuildOptions(),
-        allow_floating_point=True,
-    )
+    world.flags.clear()
+    record, plan = build_model(onnx, BuildOptions(refittable=True), allow_floating_point=True)
+    report["flags of a refittable engine"] = sorted(world.flags)
     report["half"] = run(plan, world, cuda)
-    report["runner"] = run_bundle(plan)
+    report["runner"] = {**run_bundle(plan), "refused": refused_bundles(plan, world, cuda)}
     report["record"] = json.loads(plan.with_name("engine.json").read_text())
     report["used"] = sorted(world.used)
     report["cuda"] = sorted(cuda.used)
@@ -273,13 +325,11 @@ def scenarios(folder: Path, world: World, cuda: CheckedCuda) -> dict[str, Any]:
     return report
 
 
-def run_bundle(plan: Path) -> dict[str, Any]:
-    """The plan in the runner of a bundle, one picture after the other."""
+def bundle_of(plan: Path) -> Any:
     from mimiq_runtime.edge.bundle import Bundle
-    from mimiq_runtime.edge.engine import load_model
     from mimiq_runtime.input_form import InputForm
 
-    bundle = Bundle(
+    return Bundle(
         engine="trt",
         model=plan,
         takes=InputForm.NORMALISED,
@@ -287,14 +337,68 @@ def run_bundle(plan: Path) -> dict[str, Any]:
         labels=None,
         version_compatible=True,
     )
+
+
+def run_bundle(plan: Path) -> dict[str, Any]:
+    """The plan in the runner of a bundle, one picture after the other."""
+    from mimiq_runtime.edge.engine import load_model
+
     errors = []
-    with load_model(bundle) as loaded:
+    with load_model(bundle_of(plan)) as loaded:
         for seed in range(3):
             images = np.random.default_rng(seed).normal(size=(1, *SHAPE)).astype(np.float32)
             logits = loaded(images)
             assert logits.dtype == np.float32, logits.dtype
             errors.append(float(np.abs(logits - classify(images)).max()))
     return {"errors": errors}
+
+
+def refused_bundles(plan: Path, world: World, cuda: CheckedCuda) -> dict[str, str]:
+    """What the runner of a bundle says where TensorRT only gives None, or False."""
+    from mimiq_runtime.edge.engine import load_model
+    from mimiq_runtime.errors import EngineError
+
+    def attempt() -> str:
+        try:
+            with load_model(bundle_of(plan)):
+                return "not refused"
+        except EngineError as error:
+            return str(error)
+
+    said = {}
+    for member, answer in (
+        ("Runtime.deserialize_cuda_engine", None),
+        ("ICudaEngine.create_execution_context", None),
+        ("IExecutionContext.set_input_shape", False),
+    ):
+        kept = dict(world.answers)
+        world.answers[member] = answer
+        said[member] = attempt()
+        world.answers.clear()
+        world.answers.update(kept)
+    cuda.devices = 0
+    used = set(world.used)
+    world.used.clear()
+    said["driver"] = attempt()
+    assert not world.used, "TensorRT was used without a driver"
+    world.used |= used
+    cuda.devices = 1
+    return said
+
+
+def refused_refit(folder: Path, onnx: Path, plan: Path) -> str:
+    """The engine of ``onnx`` with the weights of another file."""
+    from mimiq_deploy.building import build_model
+    from mimiq_runtime.engine_record import BuildOptions
+    from mimiq_runtime.errors import InvalidInputError
+
+    other = folder / "other.onnx"
+    other.write_bytes(onnx.read_bytes() * 2)
+    try:
+        build_model(other, BuildOptions(), refit=True, output=plan.parent)
+    except InvalidInputError as error:
+        return str(error)
+    return "not refused"
 
 
 def refused(plan: Path) -> str:

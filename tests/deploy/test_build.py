@@ -2,30 +2,37 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shlex
 import shutil
 import sys
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnx
 import pytest
+from _helpers import pretended_tensorrt
+from _helpers.plans import add_plan
 from _helpers.runs import make_run, write_classifier
 from _helpers.tiny_classifiers import images, save_model
 from click.testing import CliRunner, Result
+from onnx import numpy_helper
 
+from mimiq_deploy import building
 from mimiq_deploy.building import build_command, build_model
 from mimiq_deploy.cli import cli
 from mimiq_deploy.engine_models import engine_model
+from mimiq_runtime import cuda_runtime, trt_session
 from mimiq_runtime.engine_record import BuildOptions, HardwareCompatibility
-from mimiq_runtime.errors import EngineError, RunDirectoryError
+from mimiq_runtime.errors import EngineError, InvalidInputError, RunDirectoryError
 from mimiq_runtime.event_log import EVENTS
+from mimiq_runtime.run_directory import RunDirectory
 from mimiq_runtime.session import TimedOnDevice, open_session
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    from mimiq_runtime.run_directory import RunDirectory
 
 
 def build(*arguments: str | Path) -> Result:
@@ -100,10 +107,59 @@ class TestWithoutTensorRT:
 
 
 @pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        (
+            "raise ImportError('libnvinfer.so.11: cannot open')",
+            "cannot be loaded (libnvinfer.so.11",
+        ),
+        ("raise OSError('libcudart.so.13: cannot open')", "cannot be loaded (libcudart.so.13"),
+        ("__version__ = '8.6.1'", "Expected TensorRT >=10.3,<12, got 8.6.1"),
+    ],
+    ids=["no libnvinfer", "no CUDA", "old"],
+)
+def test_a_tensorrt_that_cannot_be_used_is_as_good_as_none(
+    source: str, words: str, run: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Installed beside the exporter by another project; the engine is built elsewhere."""
+    (tmp_path / "site" / "tensorrt").mkdir(parents=True)
+    (tmp_path / "site" / "tensorrt" / "__init__.py").write_text(source)
+    monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    result = build(run.root, "--json")
+    sys.modules.pop("tensorrt", None)
+    assert result.exit_code == 3, result.output
+    told = json.loads(result.stdout)
+    assert words in told["reason"]
+    assert told["command"] == f"mimiq-deploy build {run.root} --engine trt"
+
+
+@pytest.fixture
+def pretended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A builder in the place of TensorRT and a GPU."""
+    for name in ("import_tensorrt", "import_polygraphy", "CudaRuntime", "build_engine"):
+        monkeypatch.setattr(building, name, getattr(building, name))
+    pretended_tensorrt.pretend()
+
+
+@pytest.mark.usefixtures("pretended")
+def test_nothing_is_left_in_a_run_but_what_it_records(run: RunDirectory, tmp_path: Path) -> None:
+    """Polygraphy's lock is removed; beside a shared timing cache others may wait for it."""
+    _, plan = build_model(run.root, BuildOptions())
+    device = plan.parents[1]
+    assert {path.name for path in device.iterdir()} == {"trt", "timing.cache"}
+    shared = tmp_path / "shared.cache"
+    build_model(run.root, BuildOptions(), timing_cache=shared)
+    assert shared.with_name("shared.cache.lock").is_file()
+
+
+@pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--min-batch", "9"], "1 <= min <= opt <= max, got 9, 8 and 32"),
+        (["--min-batch", "9", "--opt-batch", "8"], "1 <= min <= opt <= max, got 9, 8 and 32"),
         (["--min-batch", "0"], "got 0, 8 and 32"),
+        (["--min-batch", "9", "--max-batch", "4"], "got 9, 9 and 4"),
+        (["--max-batch", "4", "--opt-batch", "8"], "got 1, 8 and 4"),
         (["--workspace-mib", "0"], "at least 1 MiB, got 0"),
         (["--optimization-level", "6"], "must be 0 to 5, got 6"),
         (["--output", "elsewhere"], "written into the run"),
@@ -115,6 +171,19 @@ def test_options_that_cannot_be_are_refused(
     result = build(run.root, *arguments)
     assert result.exit_code == 2, result.output
     assert words in result.output
+
+
+@pytest.mark.parametrize(
+    ("sizes", "tuned_for"),
+    [({}, 8), ({"max_batch": 4}, 4), ({"min_batch": 9}, 9), ({"max_batch": 4, "opt_batch": 2}, 2)],
+)
+def test_the_batch_to_tune_for_is_one_that_the_engine_takes(
+    sizes: dict[str, int], tuned_for: int, tmp_path: Path
+) -> None:
+    options = BuildOptions(**sizes)  # type: ignore[arg-type]
+    assert options.opt_batch == tuned_for
+    assert ("--opt-batch" in build_command(tmp_path, options)) == ("opt_batch" in sizes)
+    assert BuildOptions.model_validate(options.model_dump()) == options
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
@@ -151,6 +220,85 @@ def test_the_file_of_an_engine(run: RunDirectory) -> None:
         engine_model(run, "ort-cpu", target="fp32")
 
 
+@pytest.mark.parametrize(
+    ("compatibility", "built_on", "here", "accepted"),
+    [
+        ("none", "8.7", "8.7", False),
+        ("same-compute-capability", "8.7", "8.7", True),
+        ("same-compute-capability", "8.6", "8.9", False),
+        ("ampere-plus", "8.6", "10.0", True),
+        ("ampere-plus", "10.0", "8.0", True),
+        ("ampere-plus", "8.6", "7.5", False),
+    ],
+)
+def test_a_plan_that_was_built_for_other_gpus_too(
+    compatibility: str,
+    built_on: str,
+    here: str,
+    accepted: bool,
+    run: RunDirectory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    device = pretended_tensorrt.DEVICE.model_copy(update={"compute_capability": here})
+    monkeypatch.setattr(cuda_runtime, "CudaRuntime", lambda: SimpleNamespace(device=lambda: device))
+    folder = add_plan(run, gpu="Another", capability=built_on, hardware_compatibility=compatibility)
+    if not accepted:
+        with pytest.raises(RunDirectoryError, match=f"build {run.root} --engine trt first"):
+            engine_model(run, "trt")
+        return
+    assert engine_model(run, "trt") == run.path(f"engines/{folder}/trt/engine.plan")
+    # Its own plan goes first.
+    own = add_plan(run, gpu=device.name, capability=here)
+    assert engine_model(run, "trt") == run.path(f"engines/{own}/trt/engine.plan")
+
+
+@pytest.mark.usefixtures("pretended")
+@pytest.mark.parametrize("target", ["trt", "fp16"])
+def test_a_stripped_plan_names_the_command_that_completes_it(
+    target: str, run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command is taken from the message and run: the run has its plan then, recorded."""
+    monkeypatch.setattr(trt_session, "import_tensorrt", lambda: None)
+    monkeypatch.setattr(building, "refit_plan", lambda *_, **__: b"with weights")
+    write_classifier(run.path(f"export/{target}/model.onnx"))
+    run.record_files(f"export/{target}/model.onnx")
+    folder = add_plan(
+        run,
+        gpu=pretended_tensorrt.DEVICE.name,
+        capability=pretended_tensorrt.DEVICE.compute_capability,
+        target=target,
+        weights="stripped",
+        refittable=True,
+    )
+    plan = run.path(f"engines/{folder}/{target}/engine.plan")
+    with pytest.raises(EngineError, match="put them in with mimiq-deploy build") as caught:
+        open_session("trt", plan)
+    command = shlex.split(str(caught.value).partition("put them in with ")[2])
+    result = CliRunner().invoke(cli, command[1:])
+    assert result.exit_code == 0, result.output
+    assert plan.read_bytes() == b"with weights"
+    assert RunDirectory.open(run.root).damaged_files() == []
+
+
+@pytest.mark.usefixtures("pretended")
+def test_a_stripped_plan_of_an_onnx_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trt_session, "import_tensorrt", lambda: None)
+    monkeypatch.setattr(building, "refit_plan", lambda *_, **__: b"with weights")
+    onnx = save_model(tmp_path / "my model.onnx")
+    _, plan = build_model(onnx, BuildOptions(strip_weights=True), output=tmp_path / "engine")
+    with pytest.raises(EngineError, match="put them in with mimiq-deploy build") as caught:
+        open_session("trt", plan)
+    command = shlex.split(str(caught.value).partition("put them in with ")[2])
+    assert CliRunner().invoke(cli, command[1:]).exit_code == 0
+    assert plan.read_bytes() == b"with weights"
+
+
+def can_be_refitted_again() -> bool:
+    """Whether this TensorRT writes a refitted engine that stays refittable."""
+    tensorrt = importlib.import_module("tensorrt")
+    return "INCLUDE_REFIT" in tensorrt.SerializationFlag.__members__
+
+
 @pytest.mark.trt
 class TestOnTheDevice:
     """With TensorRT and a GPU; the model has one quantized product and one in floating point."""
@@ -177,25 +325,84 @@ class TestOnTheDevice:
             assert 0 < times.compute_ms < times.total_ms
 
     def test_a_stripped_engine_is_refitted(self, run: RunDirectory) -> None:
+        """It is the engine that it would have been with its weights, and gives its answers."""
+        _, plan = build_model(run.root, self.OPTIONS, allow_floating_point=True)
+        whole = plan.read_bytes()
+        given = images(4, 3, 8, 8)
+        with open_session("trt", plan) as session:
+            expected = session.run(given)
         options = self.OPTIONS.model_copy(update={"strip_weights": True})
         _, plan = build_model(run.root, options, allow_floating_point=True)
+        assert plan.read_bytes() != whole
         with pytest.raises(EngineError, match="without its weights"):
             open_session("trt", plan)
-        record, plan = build_model(run.root, options, refit=True, allow_floating_point=True)
-        assert record.weights.startswith("refitted from ")
+        # A second time, too: with another copy of the same weights.
+        for _ in range(2 if can_be_refitted_again() else 1):
+            record, plan = build_model(run.root, options, refit=True, allow_floating_point=True)
+            assert record.weights.startswith("refitted from ")
+            with open_session("trt", plan) as session:
+                # Other kernels may have been chosen: a code may flip, as above.
+                np.testing.assert_allclose(session.run(given), expected, atol=4.0 / 127 + 1e-3)
+
+    def test_a_refittable_engine_takes_other_weights(
+        self, run: RunDirectory, tmp_path: Path
+    ) -> None:
+        """Twice the weights of the head are twice the logits, and no build."""
+        options = self.OPTIONS.model_copy(update={"refittable": True})
+        first = tmp_path / "model.onnx"
+        shutil.copy(run.path("export/trt/model.onnx"), first)
+        _, plan = build_model(first, options, output=tmp_path / "engine", allow_floating_point=True)
+        given = images(4, 3, 8, 8)
         with open_session("trt", plan) as session:
-            assert session.run(images(2, 3, 8, 8)).shape == (2, 3)
+            before = session.run(given)
+        graph = onnx.load(first)
+        (head,) = [value for value in graph.graph.initializer if value.name == "identity"]
+        head.CopyFrom(numpy_helper.from_array(2 * numpy_helper.to_array(head), head.name))
+        onnx.save(graph, first)
+        _, plan = build_model(
+            first, options, output=tmp_path / "engine", refit=True, allow_floating_point=True
+        )
+        with open_session("trt", plan) as session:
+            np.testing.assert_allclose(session.run(given), 2 * before, atol=1e-4)
 
     def test_a_second_build_reads_the_timing_cache(self, run: RunDirectory) -> None:
         first, _ = build_model(run.root, self.OPTIONS, allow_floating_point=True)
         second, plan = build_model(run.root, self.OPTIONS, allow_floating_point=True)
         assert first.timing_cache_sha256 is not None
         assert second.timing_cache_sha256 is not None
-        assert (plan.parents[1] / "timing.cache").is_file()
+        assert {path.name for path in plan.parents[1].iterdir()} == {"trt", "timing.cache"}
+        assert run.open(run.root).damaged_files() == []
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"version_compatible": True},
+            {"hardware_compatibility": "ampere-plus"},
+            {"tf32": True, "workspace_mib": 256},
+        ],
+        ids=lambda options: next(iter(options)),
+    )
+    def test_what_is_built_so_runs_here(self, options: dict[str, Any], run: RunDirectory) -> None:
+        chosen = BuildOptions.model_validate({**self.OPTIONS.model_dump(), **options})
+        _, plan = build_model(run.root, chosen, allow_floating_point=True)
+        with open_session("trt", plan) as session:
+            assert session.run(images(3, 3, 8, 8)).shape == (3, 3)
+
+    def test_a_batch_that_it_was_not_built_for_is_one_sentence(self, run: RunDirectory) -> None:
+        _, plan = build_model(run.root, self.OPTIONS, allow_floating_point=True)
+        with (
+            open_session("trt", plan) as session,
+            pytest.raises(InvalidInputError, match="takes batches of 1 to 4 images, got 5"),
+        ):
+            session.run(images(5, 3, 8, 8))
 
     def test_a_damaged_plan_is_one_sentence(self, run: RunDirectory) -> None:
         _, plan = build_model(run.root, self.OPTIONS, allow_floating_point=True)
         plan.write_bytes(plan.read_bytes()[:100])
+        with pytest.raises(EngineError, match=r"is not the engine that .* describes"):
+            open_session("trt", plan)
+        # One from elsewhere has no record: TensorRT itself has to notice.
+        plan.with_name("engine.json").unlink()
         with pytest.raises(EngineError, match="cannot load the engine"):
             open_session("trt", plan)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from importlib import metadata
@@ -14,8 +15,14 @@ from packaging.requirements import Requirement as ReferenceRequirement
 from packaging.specifiers import SpecifierSet
 
 from mimiq_deploy.cli import cli
-from mimiq_runtime import doctor, extras
-from mimiq_runtime.doctor import CAPABILITIES, OnnxRuntimeState, capabilities, conflicts
+from mimiq_runtime import doctor, extras, library_conflicts
+from mimiq_runtime.doctor import (
+    CAPABILITIES,
+    CudaState,
+    OnnxRuntimeState,
+    capabilities,
+    gpu_fault,
+)
 from mimiq_runtime.extras import (
     ExtraState,
     State,
@@ -23,16 +30,34 @@ from mimiq_runtime.extras import (
     parse_requirement,
     satisfies,
 )
-from mimiq_runtime.hardware import cpu_instructions, nvidia_gpus
+from mimiq_runtime.hardware import Gpu, cpu_instructions, nvidia_gpus
+from mimiq_runtime.import_probe import CUDA_DRIVER, CUDA_PROVIDER
+from mimiq_runtime.library_conflicts import CONFLICTING, conflicts
+from mimiq_runtime.library_probe import LibraryProbe, probe_libraries
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
-NOTHING: dict[str, str | None] = dict.fromkeys(
-    ("onnxruntime", "onnxruntime-gpu", "torch", "torchvision")
-)
+NOTHING: dict[str, str | None] = dict.fromkeys(CONFLICTING)
 COMMANDS = ("calibrate", "export", "build", "report", "demo")
 CPU_ONLY = OnnxRuntimeState(providers=["CPUExecutionProvider"])
+
+
+@pytest.fixture(scope="module")
+def probed() -> dict[str, LibraryProbe]:
+    """What the libraries of this environment really do; once, as torch takes seconds."""
+    return probe_libraries()
+
+
+@pytest.fixture
+def machine(
+    probed: dict[str, LibraryProbe], monkeypatch: pytest.MonkeyPatch
+) -> dict[str, LibraryProbe]:
+    """What ``doctor`` finds when it imports the libraries; may be changed."""
+    found = dict(probed)
+    monkeypatch.setattr(doctor, "probe_libraries", lambda: found)
+    return found
 
 
 def run_doctor(*arguments: str) -> Result:
@@ -120,7 +145,7 @@ def test_states_of_an_extra(
 def test_a_source_tree_without_metadata(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(extras, "DISTRIBUTION", "mimiq-deploy-that-nobody-installed")
     assert describe_extras() == []
-    calibrate = capabilities([], CPU_ONLY, has_gpu=False, commands=COMMANDS)[0]
+    calibrate = found_with([], CPU_ONLY, has_gpu=False)[0]
     assert calibrate.missing == ["mimiq-deploy is not installed: pip install 'mimiq-deploy[calib]'"]
 
 
@@ -167,15 +192,32 @@ def test_no_nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("versions", "torch_bounds", "words"),
+    ("versions", "words"),
     [
-        ({"onnxruntime": "1.20", "onnxruntime-gpu": "1.20"}, "", "both installed"),
-        ({"torch": "2.10.0", "torchvision": "0.24"}, "==2.9.0", "asks for torch ==2.9.0"),
+        (
+            {"onnxruntime": "1.20", "onnxruntime-gpu": "1.20"},
+            (
+                "both installed and overwrite each other's files: pip uninstall -y onnxruntime "
+                "onnxruntime-gpu, then pip install 'mimiq-deploy[ort-gpu]' for a GPU"
+            ),
+        ),
+        ({"torch": "2.10.0", "torchvision": "0.24"}, "asks for torch ==2.9.0"),
+        (
+            {"tensorrt-cu12": "10.13.2", "tensorrt-cu13": "11.4.0"},
+            "tensorrt-cu12 10.13.2 and tensorrt-cu13 11.4.0 are both installed",
+        ),
+        (
+            {"tensorrt-cu13": "11.4.0"},
+            (
+                "driver here supports CUDA 12.8: update the driver, or pip uninstall -y tensorrt "
+                "tensorrt-cu13, then pip install tensorrt-cu12 'cuda-python<13'"
+            ),
+        ),
     ],
-    ids=["two runtimes", "torchvision"],
+    ids=["two runtimes", "torchvision", "two TensorRTs", "a TensorRT for a newer driver"],
 )
-def test_conflicts(versions: dict[str, str], torch_bounds: str, words: str) -> None:
-    (sentence,) = conflicts({**NOTHING, **versions}, torch_bounds)
+def test_conflicts(versions: dict[str, str], words: str) -> None:
+    (sentence,) = conflicts({**NOTHING, **versions}, torch_bounds="==2.9.0", cuda="12.8")
     assert words in sentence
 
 
@@ -186,11 +228,17 @@ def test_conflicts(versions: dict[str, str], torch_bounds: str, words: str) -> N
         {"onnxruntime-gpu": "1.20"},
         {"torch": "2.9.0+cu130", "torchvision": "0.24"},
         {"torch": "2.10.0"},
+        {"tensorrt-cu12": "10.13.2"},
     ],
     ids=str,
 )
 def test_no_conflict(versions: dict[str, str]) -> None:
-    assert conflicts({**NOTHING, **versions}, "==2.9.0") == []
+    assert conflicts({**NOTHING, **versions}, torch_bounds="==2.9.0", cuda="12.8") == []
+
+
+@pytest.mark.parametrize("cuda", ["13.0", None])
+def test_no_conflict_with_a_driver_that_is_new_or_not_there(cuda: str | None) -> None:
+    assert conflicts({**NOTHING, "tensorrt-cu13": "11.4.0"}, cuda=cuda) == []
 
 
 def ready(found: list[doctor.Capability]) -> set[str]:
@@ -203,8 +251,10 @@ def found_with(
     *,
     has_gpu: bool,
     commands: tuple[str, ...] = COMMANDS,
+    **broken: str,
 ) -> list[doctor.Capability]:
-    return capabilities(installed, runtime, has_gpu=has_gpu, commands=commands)
+    fault = None if has_gpu else "no GPU"
+    return capabilities(installed, runtime, gpu_fault=fault, commands=commands, broken=broken)
 
 
 GPU_RUNTIME = OnnxRuntimeState(
@@ -222,6 +272,57 @@ def test_capabilities_follow_what_is_there() -> None:
     assert ready(edge) == {"build-trt", "trt", "openvino", "report"}
     ort_cpu = next(item for item in edge if item.name == "ort-cpu")
     assert ort_cpu.missing == ["broken: pip install 'mimiq-deploy[ort]'"]
+
+
+@pytest.mark.parametrize(
+    ("module", "lost", "remedy"),
+    [
+        ("torch", {"calibrate", "export", "demo"}, "--force-reinstall 'mimiq-deploy[calib]'"),
+        ("tensorrt", {"build-trt", "trt", "ort-trt"}, "--force-reinstall 'mimiq-deploy[trt]'"),
+        ("polygraphy.backend.trt", {"build-trt"}, "--force-reinstall 'mimiq-deploy[trt]'"),
+        (CUDA_PROVIDER, {"ort-cuda", "ort-trt"}, "pip install 'onnxruntime-gpu[cuda,cudnn]'"),
+        ("sklearn", {"demo"}, "--force-reinstall 'mimiq-deploy[demo]'"),
+    ],
+)
+def test_a_library_that_is_broken_makes_nothing_ready(
+    module: str, lost: set[str], remedy: str
+) -> None:
+    found = found_with(all_extras(), GPU_RUNTIME, has_gpu=True, **{module: "it crashes"})
+    assert set(CAPABILITIES) - ready(found) == lost
+    for item in found:
+        if item.name in lost:
+            (sentence,) = item.missing
+            assert "(it crashes)" in sentence
+            assert remedy in sentence
+
+
+GPU = Gpu(name="NVIDIA H200", driver="580.1", memory="1 MiB", compute_capability="9.0")
+
+
+@pytest.mark.parametrize(
+    ("gpus", "devices", "words"),
+    [
+        ([GPU], 1, None),
+        # A Jetson may have no nvidia-smi.
+        ([], 1, None),
+        ([], 0, "no NVIDIA GPU found"),
+        ([GPU], 0, "nvidia-smi lists NVIDIA H200, and CUDA cannot use it (error 100): check"),
+    ],
+)
+def test_the_driver_is_asked_and_not_only_nvidia_smi(
+    gpus: list[Gpu], devices: int, words: str | None
+) -> None:
+    fault = gpu_fault(gpus, CudaState(version="13.0", devices=devices, error="error 100"))
+    assert fault is None if words is None else fault is not None and fault.startswith(words)
+
+
+@pytest.mark.gpu
+def test_a_gpu_of_this_machine(probed: dict[str, LibraryProbe]) -> None:
+    """The driver and nvidia-smi speak of the same one."""
+    driver = probed[CUDA_DRIVER]
+    assert (driver.error, driver.installed) == (None, True)
+    assert (driver.devices or 0) >= 1
+    assert gpu_fault(nvidia_gpus(), doctor._cuda_state(driver)) is None
 
 
 def test_an_engine_that_is_not_there_is_not_ready(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -262,6 +363,7 @@ def test_a_tensorrt_that_is_not_known_is_not_ready(
     assert f"got {version}" in next(item for item in found if item.name == "trt").missing[0]
 
 
+@pytest.mark.usefixtures("machine")
 def test_json_of_this_machine() -> None:
     result = run_doctor("--json")
     assert result.exit_code == 0, result.output
@@ -271,8 +373,10 @@ def test_json_of_this_machine() -> None:
     assert [extra["name"] for extra in found["extras"]] == list(extras.EXTRAS)
     assert [item["name"] for item in found["capabilities"]] == list(CAPABILITIES)
     assert "CPUExecutionProvider" in found["onnxruntime"]["providers"]
+    assert found["broken"] == {}
 
 
+@pytest.mark.usefixtures("machine")
 def test_tables_of_this_machine() -> None:
     result = run_doctor()
     assert result.exit_code == 0, result.output
@@ -280,12 +384,16 @@ def test_tables_of_this_machine() -> None:
         assert words in result.output
 
 
+@pytest.mark.usefixtures("machine")
 def test_a_requirement_that_is_met() -> None:
     assert run_doctor("--require", "ort-cpu", "--require", "export").exit_code == 0
 
 
-def test_a_requirement_that_is_not_met(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_requirement_that_is_not_met(
+    machine: dict[str, LibraryProbe], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(doctor, "nvidia_gpus", list)
+    machine[CUDA_DRIVER] = LibraryProbe(name=CUDA_DRIVER, installed=False, error="no libcuda")
     result = run_doctor("--require", "ort-cpu", "--require", "trt")
     assert result.exit_code == 1
     last = result.output.splitlines()[-1]
@@ -294,30 +402,132 @@ def test_a_requirement_that_is_not_met(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "ort-cpu" not in last
 
 
+@pytest.mark.usefixtures("machine")
 def test_an_unknown_requirement() -> None:
     result = run_doctor("--require", "time-travel")
     assert result.exit_code == 2
     assert result.output.startswith("Error: Expected one of the capabilities")
 
 
+@pytest.mark.usefixtures("machine")
 def test_warnings_are_printed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "installed_version", lambda name: "1.20")
+    monkeypatch.setattr(library_conflicts, "installed_version", lambda name: "1.20")
     assert "Warning: onnxruntime and onnxruntime-gpu are both" in run_doctor().output
 
 
-def test_a_broken_onnxruntime_is_no_traceback(tmp_path: Path) -> None:
-    package = tmp_path / "onnxruntime"
-    package.mkdir()
-    (package / "__init__.py").write_text("raise OSError('libcudart.so: no such file')")
-    code = (
-        f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
-        "sys.modules['torch'] = None\n"
-        "from mimiq_runtime.doctor import diagnose\n"
-        "print(diagnose([]).onnxruntime.error)"
+def test_what_is_broken_is_told(machine: dict[str, LibraryProbe]) -> None:
+    machine["openvino"] = LibraryProbe(name="openvino", installed=True, error="no libtbb")
+    machine["onnxruntime"] = LibraryProbe(name="onnxruntime", installed=True, error="no libcudart")
+    machine[CUDA_DRIVER] = LibraryProbe(
+        name=CUDA_DRIVER, installed=True, error=None, version=12080, devices=2
     )
-    result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False
-    )
-    assert result.stdout == ("ONNX Runtime cannot be imported (libcudart.so: no such file)\n"), (
-        result.stderr
-    )
+    result = run_doctor("--require", "openvino")
+    assert result.exit_code == 1
+    shown = " ".join(result.output.split())
+    assert "Warning: openvino cannot be imported (no libtbb): pip install" in shown
+    assert "ONNX Runtime cannot be imported (no libcudart)" in shown
+    assert "driver for CUDA 12.8, 2 devices" in shown
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [("libcudnn.so.9: cannot open", True), ("libcuda.so.1: cannot open", False)],
+    ids=["cuDNN", "driver"],
+)
+def test_a_provider_without_a_driver_is_not_broken(
+    error: str, told: bool, machine: dict[str, LibraryProbe]
+) -> None:
+    """Seen with onnxruntime-gpu 1.31.1: its last library that is missing is the driver's."""
+    machine[CUDA_PROVIDER] = LibraryProbe(name=CUDA_PROVIDER, installed=True, error=error)
+    found = json.loads(run_doctor("--json").output)
+    assert found["broken"] == ({CUDA_PROVIDER: error} if told else {})
+    shown = any("onnxruntime-gpu[cuda,cudnn]" in warning for warning in found["warnings"])
+    assert shown == told
+
+
+class TestImports:
+    """Real imports, in processes of their own."""
+
+    @pytest.fixture
+    def libraries(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+        """Make modules that are found before all others."""
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+
+        def make(**sources: str) -> None:
+            for name, source in sources.items():
+                (tmp_path / f"{name}.py").write_text(source)
+
+        return make
+
+    def test_a_crash_is_a_finding_of_one_library(self, libraries: Callable[..., None]) -> None:
+        libraries(first="", second="import os; os.abort()", third="import os; os._exit(7)")
+        found = probe_libraries((("first", "second", "third", "nowhere"),))
+        assert {name: (probe.installed, probe.error) for name, probe in found.items()} == {
+            "first": (True, None),
+            "second": (True, "it crashes with SIGABRT"),
+            "third": (True, "it ends the process with exit code 7"),
+            "nowhere": (False, None),
+        }
+
+    def test_what_does_not_fit_its_libraries(self, libraries: Callable[..., None]) -> None:
+        libraries(
+            onnxruntime="print('noise'); raise OSError('libcudart.so:\\n no such file')",
+            openvino="import a_module_that_nobody_has",
+        )
+        found = probe_libraries((("onnxruntime",), ("openvino",)))
+        assert found["onnxruntime"].error == "libcudart.so: no such file"
+        assert found["openvino"].installed
+        assert found["openvino"].error == "No module named 'a_module_that_nobody_has'"
+
+    def test_the_cuda_provider_is_loaded_with_its_libraries(
+        self, tmp_path: Path, libraries: Callable[..., None]
+    ) -> None:
+        """As ONNX Runtime does it; ``preload_dlls`` prints, and comes before."""
+        package = tmp_path / "onnxruntime"
+        (package / "capi").mkdir(parents=True)
+        (package / "__init__.py").write_text(
+            "import pathlib\n"
+            "def get_available_providers(): return ['CUDAExecutionProvider']\n"
+            "def preload_dlls():\n"
+            "    print('Failed to load libcudnn.so.9')\n"
+            "    pathlib.Path(__file__).with_name('preloaded').touch()\n"
+        )
+        group = (("onnxruntime", CUDA_PROVIDER),)
+        assert not probe_libraries(group)[CUDA_PROVIDER].installed
+        for name in ("shared", "cuda"):
+            (package / "capi" / f"libonnxruntime_providers_{name}.so").write_bytes(b"no library")
+        found = probe_libraries(group)
+        assert found["onnxruntime"].providers == ("CUDAExecutionProvider",)
+        assert found[CUDA_PROVIDER].installed
+        assert "libonnxruntime_providers_shared.so" in (found[CUDA_PROVIDER].error or "")
+        assert (package / "preloaded").is_file()
+
+    def test_the_driver_is_asked(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        compiler = shutil.which("gcc") or shutil.which("cc")
+        if compiler is None or not sys.platform.startswith("linux"):
+            pytest.skip("needs a C compiler for a stand-in of NVIDIA's driver")
+        source = (
+            "int cuDriverGetVersion(int *v) { *v = 13000; return 0; }"
+            "int cuInit(unsigned f) { return 0; }"
+            "int cuDeviceGetCount(int *n) { *n = 2; return STATUS; }"
+        )
+        monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
+        for status, error in ((0, None), (100, "CUDA's driver gives error 100")):
+            subprocess.run(
+                [
+                    compiler,
+                    "-shared",
+                    "-fPIC",
+                    f"-DSTATUS={status}",
+                    "-x",
+                    "c",
+                    "-",
+                    "-o",
+                    str(tmp_path / "libcuda.so.1"),
+                ],
+                input=source,
+                text=True,
+                check=True,
+            )
+            probe = probe_libraries(((CUDA_DRIVER,),))[CUDA_DRIVER]
+            assert (probe.version, probe.devices, probe.error) == (13000, 2, error)

@@ -284,9 +284,11 @@ def test_a_model_beyond_2_gib_goes_the_whole_way(
     assert invoke("inspect", copy, "--verify").exit_code == 0
 
 
-def bundled_answers(run: Path, folder: Path, *pictures: Path) -> list[dict[str, Any]]:
+def bundled_answers(
+    run: Path, folder: Path, *pictures: Path, engine: str = "ort-cpu"
+) -> list[dict[str, Any]]:
     """What the runner of a bundle says."""
-    result = invoke("bundle", run, "-o", folder)
+    result = invoke("bundle", run, "--engine", engine, "-o", folder)
     assert result.exit_code == 0, result.output
     done = subprocess.run(
         [sys.executable, folder / "run.py", "--json", *pictures],
@@ -303,12 +305,15 @@ def test_a_bundle_of_a_real_model_answers_as_predict_does(
     run: Path, pictures: Path, tmp_path: Path
 ) -> None:
     chosen = sorted(pictures.glob("*.png"))[:3]
-    expected = [
-        row
-        for picture in chosen
-        for row in json.loads(invoke("predict", run, picture, "--json").stdout)["predictions"]
+    assert bundled_answers(run, tmp_path / "bundle", *chosen) == predicted(run, *chosen)
+
+
+def predicted(run: Path, *pictures: Path, engine: str = "ort-cpu") -> list[dict[str, Any]]:
+    """What ``predict`` says of each picture alone, as the runner takes them."""
+    commands = [["predict", run, picture, "--engine", engine, "--json"] for picture in pictures]
+    return [
+        row for command in commands for row in json.loads(invoke(*command).stdout)["predictions"]
     ]
-    assert bundled_answers(run, tmp_path / "bundle", *chosen) == expected
 
 
 def test_options_that_do_not_fit_are_refused(run: Path) -> None:
@@ -388,6 +393,67 @@ def test_openvino_runs_what_was_exported_for_it(run: Path, pictures: Path, tmp_p
     assert [row["session"].rpartition(" ")[2] for row in measured["rows"]] == [
         *("ort-cpu", "ort-cpu", "openvino")
     ]
+
+
+def check_on_a_gpu(run: Path, engine: str, pictures: Path, folder: Path) -> dict[str, Any]:
+    """Parity, accuracy, the benchmark, and the bundle of an engine; gives the benchmark."""
+    code, report = validate(
+        run, "--engine", engine, "--data", pictures, "--max-drop", "6", "--min-agreement", "0.95"
+    )
+    assert code == 0, report
+    against = ["--engine", engine, "--against", "ort-cpu", "--data", pictures]
+    code, report = validate(run, *against, "--min-agreement", "0.95")
+    assert code == 0, report
+    code, measured = bench(run, "--engine", engine, "--baseline", "fp32", "--baseline", "fp16")
+    assert code == 0
+    names = [f"fp32 in {engine}", f"fp16 in {engine}", f"{run.name} in {engine}"]
+    assert [row["session"] for row in measured["rows"]] == names
+    for session in measured["sessions"].values():
+        assert session["device"] != "cpu"
+    assert invoke("inspect", run, "--verify").exit_code == 0
+    chosen = sorted(pictures.glob("*.png"))[:3]
+    expected = predicted(run, *chosen, engine=engine)
+    assert bundled_answers(run, folder, *chosen, engine=engine) == expected
+    return measured
+
+
+@pytest.mark.gpu
+def test_onnxruntime_on_a_gpu(run: Path, pictures: Path, tmp_path: Path) -> None:
+    """Q/DQ in floating point: it has to answer as the CPU does, and to stay on the GPU."""
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        pytest.skip("this build of onnxruntime has no CUDAExecutionProvider")
+    copy = tmp_path / run.name
+    shutil.copytree(run, copy)
+    assert invoke("export", copy, "--target", "ort-cuda").exit_code == 0
+    measured = check_on_a_gpu(copy, "ort-cuda", pictures, tmp_path / "bundle")
+    for session in measured["sessions"].values():
+        assert session["provider"] == "CUDAExecutionProvider"
+        assert set(session["products"] or {}) <= {"CUDAExecutionProvider"}
+
+
+@pytest.mark.trt
+def test_tensorrt_on_a_gpu(run: Path, pictures: Path, tmp_path: Path) -> None:
+    """Built, proved, compared, timed by CUDA events, and packed."""
+    copy = tmp_path / run.name
+    shutil.copytree(run, copy)
+    result = invoke("export", copy, "--trt", "--json")
+    # Layers of 96 channels are small: TensorRT may have no INT8 kernel for one.
+    assert result.exit_code in (0, 1), result.output
+    proofs = json.loads(result.stdout)["build"]["precision"]["products"]
+    assert len(proofs) > 10
+    # Whatever it runs in, each product has to be found: their names come from the parser.
+    assert [proof["product"] for proof in proofs if proof["verdict"] == "not found"] == []
+    if result.exit_code == 1:
+        assert not list(copy.glob("engines/*/trt/engine.plan"))
+        assert invoke("build", copy, "--allow-floating-point").exit_code == 0
+    for target in ("fp32", "fp16"):
+        result = invoke("build", copy, "--target", target)
+        assert result.exit_code == 0, result.output
+    measured = check_on_a_gpu(copy, "trt", pictures, tmp_path / "bundle")
+    for row in measured["rows"]:
+        assert 0 < row["device"]["compute_p50_ms"] <= row["device"]["total_p50_ms"]
+        # The host's clock sees the device's work, and its own on top.
+        assert row["device"]["total_p50_ms"] <= row["p50_ms"]
 
 
 def test_predict_and_inspect_read_the_run(run: Path, pictures: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import time
 from typing import TYPE_CHECKING, Any, Self
 
@@ -378,6 +379,7 @@ def nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     program = tmp_path / "bin" / "nvidia-smi"
     program.parent.mkdir()
     monkeypatch.setenv("PATH", str(program.parent), prepend=":")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     return program
 
 
@@ -420,6 +422,59 @@ def test_power_and_clocks_by_hand(nvidia_smi: Path) -> None:
         temperature_c=50,
         memory_used_mib=3000,
     )
+
+
+@pytest.mark.parametrize(
+    ("visible", "asked"),
+    [
+        (None, "--id=0"),
+        ("3", "--id=3"),
+        (" 2,0", "--id=2"),
+        (
+            "GPU-8932f937-d72c-4106-c12f-20bd9faed9f6,1",
+            "--id=GPU-8932f937-d72c-4106-c12f-20bd9faed9f6",
+        ),
+        ("MIG-GPU-8932f937-d72c/1/2", "--id=GPU-8932f937-d72c"),
+        ("MIG-41b36014-1c26", "--id=MIG-41b36014-1c26"),
+    ],
+)
+def test_the_gpu_that_cuda_uses_is_asked(
+    visible: str | None, asked: str, nvidia_smi: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    write_program(nvidia_smi, "100.0, 1500, 2600, 40, 1000")
+    program = nvidia_smi.read_text().replace("touch", f'echo "$1" > {nvidia_smi}.asked\ntouch')
+    nvidia_smi.write_text(program)
+    assert watch(nvidia_smi) is not None
+    assert nvidia_smi.with_name("nvidia-smi.asked").read_text() == f"{asked}\n"
+
+
+@pytest.mark.parametrize("visible", ["", "-1", "NoDevFiles", "none"])
+def test_no_gpu_is_asked_where_none_may_be_used(
+    visible: str, nvidia_smi: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_program(nvidia_smi, "100.0, 1500, 2600, 40, 1000")
+    assert watch(nvidia_smi) is not None
+    (nvidia_smi.parent / "ready").unlink()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    with GpuMonitor() as monitor:
+        time.sleep(0.1)  # the program says that it is ready in far less
+    assert monitor.load(8) is None
+    assert not (nvidia_smi.parent / "ready").exists()
+
+
+@pytest.mark.gpu
+def test_a_real_gpu_tells_its_load() -> None:
+    if shutil.which("nvidia-smi") is None:
+        pytest.skip("there is no nvidia-smi")
+    with GpuMonitor() as monitor:
+        time.sleep(1)
+    load = monitor.load(1)
+    assert load is not None
+    assert load.samples >= 2
+    assert load.memory_used_mib is not None
+    assert load.memory_used_mib >= 0
 
 
 def test_a_gpu_that_tells_nothing(nvidia_smi: Path) -> None:

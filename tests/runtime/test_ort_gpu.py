@@ -13,6 +13,7 @@ from _helpers.runs import write_classifier
 from _helpers.tiny_classifiers import images, save_model
 
 from mimiq_runtime import ort_gpu
+from mimiq_runtime.edge.ort_providers import load_cuda
 from mimiq_runtime.errors import EngineError, MissingDependencyError
 from mimiq_runtime.ort_gpu import linked_tensorrt, tensorrt_mismatch
 from mimiq_runtime.ort_session import OrtSession
@@ -86,7 +87,7 @@ def test_a_mismatch_stops_the_session_before_anything_is_loaded(
 def test_the_wheel_for_cpus_is_refused(engine: str, tmp_path: Path) -> None:
     if CUDA in onnxruntime.get_available_providers():
         pytest.skip("this build of onnxruntime has CUDA")
-    with pytest.raises(EngineError, match=r"got one with .*pip uninstall -y onnxruntime, then"):
+    with pytest.raises(EngineError, match=r"pip uninstall -y onnxruntime onnxruntime-gpu, then"):
         open_session(engine, save_model(tmp_path / "model.onnx"))
 
 
@@ -94,6 +95,27 @@ def test_no_wheel_at_all_names_the_extra(monkeypatch: pytest.MonkeyPatch, tmp_pa
     monkeypatch.setattr(ort_gpu.util, "find_spec", lambda name: None)
     with pytest.raises(MissingDependencyError, match=r"onnxruntime-gpu.*mimiq-deploy\[ort-gpu\]"):
         open_session("ort-cuda", save_model(tmp_path / "model.onnx"))
+
+
+def test_cuda_is_loaded_from_its_wheels_and_nothing_is_printed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """``preload_dlls`` came with 1.21, and prints what it does not find."""
+    called = []
+
+    def preload() -> None:
+        called.append(True)
+        print("Failed to load libcudart.so.13")
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA, CPU])
+    monkeypatch.setattr(onnxruntime, "preload_dlls", preload, raising=False)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Claimed)
+    with pytest.raises(EngineError, match="to other providers"):
+        open_session("ort-cuda", save_model(tmp_path / "model.onnx"))
+    assert called
+    assert capsys.readouterr().out == ""
+    monkeypatch.delattr(onnxruntime, "preload_dlls")
+    load_cuda(onnxruntime)
 
 
 class Claimed:

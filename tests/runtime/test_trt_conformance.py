@@ -100,6 +100,12 @@ def test_the_proof_follows_the_inspector(report: dict[str, Any]) -> None:
         assert (head, report["first"]) == ("int8", "engine.plan")
 
 
+def test_an_attention_of_tensorrt_is_a_product(report: dict[str, Any]) -> None:
+    """Version 10.3 has none; later ones mark its beginning and its end by layers of their own."""
+    expected = {"quantized/Attention": True, "half/Attention": False}
+    assert report["attentions"] == ({} if report["tensorrt"] == "10.3.0" else expected)
+
+
 def test_a_stripped_engine_runs_after_a_refit_only(report: dict[str, Any]) -> None:
     assert "was built without its weights" in report["stripped"]
     assert "--refit" in report["stripped"]
@@ -107,6 +113,22 @@ def test_a_stripped_engine_runs_after_a_refit_only(report: dict[str, Any]) -> No
     assert weights.startswith("refitted from ")
     assert plan == "a plan with weights"
     assert "ISerializationConfig.clear_flag" in report["used"]
+
+
+def test_a_stripped_engine_takes_its_own_weights_only(report: dict[str, Any]) -> None:
+    """So it keeps its speed; REFIT, for weights that change, gives some of it up."""
+    # TensorRT 10 has an older name for the same flag.
+    flags = {
+        flag.replace("WEIGHTLESS", "STRIP_PLAN") for flag in report["flags of a stripped engine"]
+    }
+    assert flags == {"REFIT_IDENTICAL", "STRIP_PLAN", "TF32", "VERSION_COMPATIBLE"}
+    assert "takes the weights that it was built from only" in report["other weights"]
+    assert report["flags of a refittable engine"] == ["REFIT"]
+
+
+def test_a_refitted_engine_stays_refittable_where_tensorrt_can(report: dict[str, Any]) -> None:
+    expected = [] if report["tensorrt"] == "10.3.0" else ["INCLUDE_REFIT"]
+    assert report["flags of a refit"] == expected
 
 
 @pytest.mark.parametrize(("kind", "tolerance"), [("float", 1e-6), ("half", 2e-3)])
@@ -130,6 +152,15 @@ def test_the_runner_of_a_bundle_gives_what_numpy_gives(report: dict[str, Any]) -
     """In half precision, as above."""
     assert len(report["runner"]["errors"]) == 3
     assert max(report["runner"]["errors"]) < 2e-3
+
+
+def test_the_runner_of_a_bundle_says_what_is_wrong(report: dict[str, Any]) -> None:
+    """TensorRT gives None or False, and says the reason in its log at most."""
+    said = report["runner"]["refused"]
+    assert "cannot load engine.plan" in said["Runtime.deserialize_cuda_engine"]
+    assert "memory is not enough" in said["ICudaEngine.create_execution_context"]
+    assert "refused a batch of one picture" in said["IExecutionContext.set_input_shape"]
+    assert said["driver"].startswith("No NVIDIA GPU can be used here")
 
 
 def test_everything_is_given_back(report: dict[str, Any]) -> None:

@@ -108,6 +108,21 @@ def test_no_device(driver: int, words: str, monkeypatch: pytest.MonkeyPatch) -> 
         CudaRuntime()
 
 
+def test_no_driver_as_cuda_python_12_says_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Version 12.8, the oldest that is taken, raises; seen on a machine without a driver."""
+
+    def fail() -> None:
+        raise RuntimeError("Failed to dlopen libcuda.so.1")
+
+    bindings, runtime = ModuleType("cuda.bindings"), NoDevice(0)
+    monkeypatch.setattr(runtime, "cudaGetDeviceCount", fail)
+    vars(bindings)["runtime"] = runtime
+    monkeypatch.setitem(sys.modules, "cuda", ModuleType("cuda"))
+    monkeypatch.setitem(sys.modules, "cuda.bindings", bindings)
+    with pytest.raises(EngineError, match=r"here \(Failed to dlopen libcuda.so.1\); install NV"):
+        CudaRuntime()
+
+
 def test_names_of_devices_and_versions() -> None:
     device = CudaDevice(
         name="NVIDIA H200 (MIG 1g)",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from mimiq_runtime.errors import EngineError
 
@@ -11,7 +12,21 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-__all__ = ["no_traceback"]
+__all__ = ["import_library", "no_traceback"]
+
+
+def import_library(name: str) -> Any:
+    """Import what ``requirements.txt`` names.
+
+    Raises:
+        EngineError: It is not installed, or cannot load libraries of its own.
+    """
+    try:
+        return importlib.import_module(name)
+    # Wheels that load their own libraries raise OSError for those.
+    except (ImportError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise EngineError(f"{reason}; pip install -r requirements.txt.") from error
 
 
 @contextlib.contextmanager

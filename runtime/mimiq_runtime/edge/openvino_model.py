@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mimiq_runtime.edge.library_errors import no_traceback
-from mimiq_runtime.errors import EngineError
+from mimiq_runtime.edge.library_errors import import_library, no_traceback
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -35,10 +33,7 @@ the way; one call at a time."""
 @contextlib.contextmanager
 def load_model(bundle: Bundle) -> Iterator[Callable[[NDArray[Any]], NDArray[np.float32]]]:
     """Load the model; see :func:`mimiq_runtime.edge.engine.load_model`."""
-    try:
-        openvino = importlib.import_module("openvino")
-    except ImportError as error:
-        raise EngineError(f"{error}; pip install -r requirements.txt.") from error
+    openvino = import_library("openvino")
     with no_traceback(f"OpenVINO {openvino.__version__}", "open", bundle.model):
         compiled = openvino.Core().compile_model(str(bundle.model), DEVICE, SETTINGS)
 

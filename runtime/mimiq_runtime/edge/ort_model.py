@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mimiq_runtime.edge.library_errors import no_traceback
-from mimiq_runtime.edge.ort_providers import providers_of
+from mimiq_runtime.edge.library_errors import import_library, no_traceback
+from mimiq_runtime.edge.ort_providers import load_cuda, providers_of
 from mimiq_runtime.errors import EngineError
 
 if TYPE_CHECKING:
@@ -27,13 +26,12 @@ _ERRORS_ONLY = 3
 @contextlib.contextmanager
 def load_model(bundle: Bundle) -> Iterator[Callable[[NDArray[Any]], NDArray[np.float32]]]:
     """Load the model; see :func:`mimiq_runtime.edge.engine.load_model`."""
-    try:
-        ort = importlib.import_module("onnxruntime")
-        # TensorRT's wheel keeps its libraries where the loader finds them only after an import.
-        if bundle.engine == "ort-trt":
-            importlib.import_module("tensorrt")
-    except ImportError as error:
-        raise EngineError(f"{error}; pip install -r requirements.txt.") from error
+    ort = import_library("onnxruntime")
+    # TensorRT's wheel keeps its libraries where the loader finds them only after an import.
+    if bundle.engine == "ort-trt":
+        import_library("tensorrt")
+    if bundle.engine != "ort-cpu":
+        load_cuda(ort)
     options = ort.SessionOptions()
     options.log_severity_level = _ERRORS_ONLY
     if bundle.engine == "ort-trt":

@@ -1,13 +1,19 @@
-"""With which execution providers, and which options of them, ONNX Runtime runs each engine."""
+"""With which execution providers, and which options of them, ONNX Runtime runs each engine.
+
+And where their libraries are: CUDA and cuDNN come as wheels of their own, which the loader does not
+look into.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import io
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["CPU", "CUDA", "TENSORRT", "providers_of"]
+__all__ = ["CPU", "CUDA", "TENSORRT", "load_cuda", "providers_of"]
 
 CPU, CUDA, TENSORRT = (f"{name}ExecutionProvider" for name in ("CPU", "CUDA", "Tensorrt"))
 
@@ -37,3 +43,17 @@ def providers_of(engine: str, model: Path) -> list[str | tuple[str, dict[str, An
         "trt_timing_cache_path": cache,
     }
     return [(TENSORRT, options), (CUDA, _CUDA_OPTIONS), CPU]
+
+
+def load_cuda(ort: Any) -> None:
+    """Load CUDA and cuDNN from their wheels, where ONNX Runtime can (since 1.21).
+
+    What is missing is told when a model is opened; ``preload_dlls`` prints it, into the command's
+    result.
+
+    Args:
+        ort: The module ``onnxruntime``.
+    """
+    if hasattr(ort, "preload_dlls"):
+        with contextlib.redirect_stdout(io.StringIO()):
+            ort.preload_dlls()

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mimiq_runtime.cuda_runtime import CudaRuntime
+from mimiq_runtime.edge.library_errors import import_library, no_traceback
 from mimiq_runtime.errors import EngineError
 
 if TYPE_CHECKING:
@@ -24,16 +24,13 @@ __all__ = ["load_model"]
 @contextlib.contextmanager
 def load_model(bundle: Bundle) -> Iterator[Callable[[NDArray[Any]], NDArray[np.float32]]]:
     """Load the plan; see :func:`mimiq_runtime.edge.engine.load_model`."""
-    try:
-        trt = importlib.import_module("tensorrt")
-        importlib.import_module("cuda.bindings.runtime")
-    except ImportError as error:
-        raise EngineError(f"{error}; pip install -r requirements.txt.") from error
-    engine = _deserialize(trt, bundle)
-    context = engine.create_execution_context()
+    trt = import_library("tensorrt")
+    import_library("cuda.bindings.runtime")
+    # First, as it says in a sentence that there is no driver; TensorRT does not.
     cuda = CudaRuntime()
     try:
-        yield _bind(trt, cuda, engine, context)
+        engine = _deserialize(trt, bundle)
+        yield _bind(trt, cuda, engine, _context(engine, bundle))
     finally:
         # Every call has waited for its results: nothing uses the memory any more.
         cuda.close()
@@ -47,7 +44,11 @@ def _bind(
     names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
     image = next(n for n in names if engine.get_tensor_mode(n) == trt.TensorIOMode.INPUT)
     (logits,) = (name for name in names if name != image)
-    context.set_input_shape(image, (1, *tuple(engine.get_tensor_shape(image))[1:]))
+    if not context.set_input_shape(image, (1, *tuple(engine.get_tensor_shape(image))[1:])):
+        raise EngineError(
+            "TensorRT refused a batch of one picture: the plan was built for larger batches only; "
+            "build it with --min-batch 1, and make the bundle again."
+        )
     host, device = {}, {}
     for name in (image, logits):
         shape = (1, *tuple(engine.get_tensor_shape(name))[1:])
@@ -68,7 +69,8 @@ def _bind(
 
 
 def _deserialize(trt: Any, bundle: Bundle) -> Any:
-    runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
+    with no_traceback(f"TensorRT {trt.__version__}", "open", bundle.model):
+        runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
     if bundle.version_compatible:
         # Such a plan holds code of its own, which TensorRT runs only when it is told so.
         runtime.engine_host_code_allowed = True
@@ -79,3 +81,13 @@ def _deserialize(trt: Any, bundle: Bundle) -> Any:
             "version and the GPU that it was built for."
         )
     return engine
+
+
+def _context(engine: Any, bundle: Bundle) -> Any:
+    context = engine.create_execution_context()
+    if context is None:
+        raise EngineError(
+            f"TensorRT could not make a context for {bundle.model.name}: the GPU's memory is not "
+            "enough; free it, or build the plan with a smaller --max-batch."
+        )
+    return context
