@@ -1,10 +1,13 @@
-"""YAML that a user wrote, read safely: no objects, no aliases, no repeated keys, not too much."""
+"""YAML that a user wrote, read safely: no objects, aliases or repeated keys, not too much."""
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 import yaml
+
+from mimiq_runtime.bounded_file import read_text
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -34,12 +37,36 @@ class _StrictLoader(yaml.SafeLoader):
             raise yaml.YAMLError(f"the key {', '.join(sorted(repeated))} is there more than once")
         return super().construct_mapping(node, deep)
 
+    def construct_scalar(self, node: Any) -> Any:
+        text = super().construct_scalar(node)
+        if isinstance(text, str) and _SURROGATE.search(text):
+            raise yaml.YAMLError("a text has half of a character, a lone surrogate")
+        return text
+
+    def construct_yaml_int(self, node: Any) -> int:
+        # Digits to the base of 16, 8 or 2 are not counted by Python, and cannot be printed.
+        value = super().construct_yaml_int(node)
+        if abs(value) >= 2**64:
+            raise yaml.YAMLError("a number is beyond 64 bits")
+        return int(value)
+
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_StrictLoader.add_constructor("tag:yaml.org,2002:int", _StrictLoader.construct_yaml_int)
+# YAML 1.1, and so PyYAML, takes 1e-3 for a text; 1.2, JSON and everybody else for a number.
+_StrictLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
+)
+
 
 def parse_yaml(text: str) -> Any:
     """What a text says.
 
     Raises:
-        YAML_ERRORS: It is not YAML, or has aliases or repeated keys.
+        YAML_ERRORS: It is not YAML, or has aliases, repeated keys, integers beyond 64 bits or
+            texts that cannot be encoded.
     """
     return yaml.load(text, Loader=_StrictLoader)  # a SafeLoader, and stricter
 
@@ -48,11 +75,10 @@ def read_small_file(path: Path) -> str:
     """The text of a file of settings.
 
     Raises:
-        ValueError: It is larger than :data:`LARGEST_FILE`, or cannot be read as UTF-8.
+        ValueError: It is larger than :data:`LARGEST_FILE`, is no regular file, or is not UTF-8.
     """
     try:
-        if path.stat().st_size <= LARGEST_FILE:
-            return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"the file cannot be read as text: {error}") from error
-    raise ValueError(f"the file is larger than {LARGEST_FILE} bytes")
+        return read_text(path, LARGEST_FILE)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"the file cannot be read as text: {reason}") from error

@@ -12,8 +12,10 @@ import click
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.text import Text
 
 __all__ = [
+    "SEED",
     "engine_option",
     "engines_option",
     "gates_option",
@@ -24,6 +26,9 @@ __all__ = [
     "read_labels",
     "run_argument",
 ]
+
+SEED = click.IntRange(0, 2**62)
+"""What every library takes as a seed, with room for the seeds that follow it."""
 
 _WIDTH_OF_A_FILE = 120
 
@@ -85,12 +90,16 @@ def read_labels(path: Path) -> list[str]:
     Raises:
         InvalidInputError: The file cannot be read as text.
     """
+    from mimiq_runtime.bounded_file import read_text
     from mimiq_runtime.errors import InvalidInputError
 
     try:
-        return path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidInputError(f"The labels {path} cannot be read as text: {error}.") from error
+        return read_text(path).splitlines()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InvalidInputError(
+            f"The labels {path} cannot be read as text: {reason}; give one name a line."
+        ) from error
 
 
 gates_option = click.option(
@@ -108,17 +117,27 @@ def print_json(value: Any) -> None:
     Raises:
         ValueError: The value holds NaN or infinity, which JSON cannot say.
     """
-    click.echo(json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False))
+    from mimiq_runtime.printable import printable
+
+    click.echo(printable(json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False)))
 
 
 def output_console() -> Console:
     """Where tables are printed: standard output, as text that is taken literally.
 
+    No markup is in it, and what a terminal would obey is written as an escape.
+
     Into a file or a pipe they are 120 columns wide unless ``COLUMNS`` says otherwise.
     """
     from rich.console import Console
 
+    from mimiq_runtime.printable import printable
+
+    class LiteralConsole(Console):
+        def render_str(self, text: str, **options: Any) -> Text:
+            return super().render_str(printable(text), **options)
+
     fixed = not sys.stdout.isatty() and "COLUMNS" not in os.environ
-    return Console(
+    return LiteralConsole(
         markup=False, highlight=False, emoji=False, width=_WIDTH_OF_A_FILE if fixed else None
     )

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import os
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 from pydantic import ValidationError
@@ -25,6 +26,7 @@ from mimiq_runtime.atomic import (
     sha256_of,
     write_json,
 )
+from mimiq_runtime.bounded_file import read_bytes, read_text
 from mimiq_runtime.errors import DivergedError, InvalidInputError, RunDirectoryError
 from mimiq_runtime.event_log import note_finished, note_started, record_events
 from mimiq_runtime.manifest import (
@@ -36,8 +38,8 @@ from mimiq_runtime.manifest import (
 )
 from mimiq_runtime.quantization_table import QuantizationTable
 from mimiq_runtime.run_lock import LOCK_FILE, LockHolder, hold_directory
-from mimiq_runtime.schema import describe_faults
-from mimiq_runtime.strict_json import parse_json, read_json
+from mimiq_runtime.schema import parse_schema, read_schema, reason_of
+from mimiq_runtime.strict_json import parse_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -190,11 +192,24 @@ class RunDirectory:
             )
         return path
 
+    def finished(self, relative: str, *, made_by: str) -> Path | None:
+        """Path of a file as :meth:`existing` gives it; None where none was finished.
+
+        Raises:
+            RunDirectoryError: It was finished, and has been removed or changed since.
+        """
+        if relative not in self.manifest.files:
+            return None
+        return self.existing(relative, made_by=made_by)
+
     def is_intact(self, relative: str) -> bool:
         """Whether a recorded file is there with the content that was recorded."""
         records = (self.manifest.files.get(relative), self.manifest.replacing.get(relative))
         try:
             path = self.path(relative)
+            # Reading a pipe would wait for ever.
+            if not path.is_file():
+                return False
             size = path.stat().st_size
             # A digest of gigabytes takes seconds; another size needs none.
             return any(
@@ -387,10 +402,12 @@ class RunDirectory:
     def _metric_lines(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Lines of ``metrics.jsonl`` as they are, and as records."""
         path = self.path(self.METRICS)
-        if not path.exists():
+        if not os.path.lexists(path):
             return
         try:
-            for line in path.read_text(encoding="utf-8").splitlines():
+            if self.METRICS in self.manifest.files and not self.is_intact(self.METRICS):
+                raise ValueError("its content is not what run.json has the SHA-256 of")
+            for line in read_text(path).splitlines():
                 record = parse_json(line)
                 if not _is_metric(record):
                     raise ValueError(f"{line[:60]!r} has no stage and piece")
@@ -412,8 +429,18 @@ class RunDirectory:
         path = self.existing(relative, made_by=made_by)
         try:
             return load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise RunDirectoryError(f"{path} is damaged: {error}.") from error
+        # Types that numpy does not have are an AttributeError or a KeyError.
+        except (
+            SafetensorError,
+            OSError,
+            AttributeError,
+            LookupError,
+            TypeError,
+            ValueError,
+        ) as error:
+            raise RunDirectoryError(
+                f"{path} is damaged: {error}; get a good copy of the run."
+            ) from error
 
     def quantization_table(self) -> QuantizationTable:
         """The rows of ``quantization.json``.
@@ -423,12 +450,9 @@ class RunDirectory:
         """
         path = self.existing(self.TABLE, made_by="mimiq-deploy calibrate")
         try:
-            return QuantizationTable.model_validate(read_json(path))
-        except ValidationError as error:
-            faults = "; ".join(describe_faults(error)[:3])
-            raise RunDirectoryError(f"{path} is damaged: {faults}.") from error
+            return read_schema(QuantizationTable, path)
         except (OSError, ValueError) as error:
-            raise RunDirectoryError(f"{path} is damaged: {error}.") from error
+            raise RunDirectoryError(f"{path} is damaged: {reason_of(error)}.") from error
 
     def _write_stage(self, stage: str, record: StageRecord) -> None:
         stages = {**self.manifest.stages, stage: record}
@@ -493,7 +517,8 @@ def _read_manifest(root: Path) -> RunManifest:
     try:
         if not path.resolve().is_relative_to(root.resolve()):
             raise ValueError("it is a link that leads out of the run")
-        content = read_json(path)
+        content = read_bytes(path)
+        _check_version(path, parse_json(content))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise RunDirectoryError(
             f"{root} is not a run directory: it has no {path.name}; "
@@ -501,12 +526,10 @@ def _read_manifest(root: Path) -> RunManifest:
         ) from error
     except (OSError, RuntimeError, ValueError) as error:
         raise RunDirectoryError(f"{path} cannot be read as JSON: {error}.") from error
-    _check_version(path, content)
     try:
-        return RunManifest.model_validate(content)
+        return parse_schema(RunManifest, content)
     except ValidationError as error:
-        faults = "; ".join(describe_faults(error)[:3])
-        raise RunDirectoryError(f"{path} does not describe a run: {faults}.") from error
+        raise RunDirectoryError(f"{path} does not describe a run: {reason_of(error)}.") from error
 
 
 def _check_version(path: Path, content: Any) -> None:

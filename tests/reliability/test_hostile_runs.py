@@ -13,6 +13,7 @@ from _helpers.hostile import refused
 from _helpers.runs import ONNX_PATH, SIZE, make_run
 from PIL import Image
 
+from mimiq_deploy.recipe_loading import load_recipe
 from mimiq_runtime.errors import RunDirectoryError
 from mimiq_runtime.strict_json import LARGEST_DOCUMENT
 
@@ -77,6 +78,31 @@ MANIFESTS: dict[str, Callable[[dict[str, Any]], str | bytes]] = {
     "a version of the future": changed("schema_version", to=2),
     "a version that is true": changed("schema_version", to=True),
     "an unknown key": changed("command", to="rm"),
+    "UTF-16": lambda content: json.dumps(content).encode("utf-16"),
+    "UTF-8 with a mark": lambda content: json.dumps(content).encode("utf-8-sig"),
+    "half of a character": changed("model", "name", to="\ud800"),
+    "half of a character as a key": changed("environment", to={"\udfff": "1"}),
+    "half of a character in what is not looked at": changed("recipe", "x", to=["\udfff"]),
+    "a seed that is true": changed("seed", to=True),
+    "a seed that is a text": changed("seed", to="7"),
+    "a seed below zero": changed("seed", to=-1),
+    "a seed beyond 64 bits": changed("seed", to=2**70),
+    "an integer of 4000 digits": lambda content: json.dumps(content).replace(
+        '"seed": 7', '"seed": ' + "9" * 4000
+    ),
+    "a size that is true": changed("files", ONNX_PATH, "bytes", to=True),
+    "a time that is a text": changed("stages", "calibrate", "seconds", to="12.5"),
+    "a crop that is a text": changed("preprocessing", "crop_pct", to="0.9"),
+    "a mean that is true": changed("preprocessing", "mean", to=[True, 0, 0]),
+    "a mean of 1e30": changed("preprocessing", "mean", to=[1e30, 0, 0]),
+    "a mean below any pixel": changed("preprocessing", "mean", to=[0, -1e4, 0]),
+    "a standard deviation below zero": changed("preprocessing", "std", to=[1, -1, 1]),
+    "a standard deviation of 1e30": changed("preprocessing", "std", to=[1, 1, 1e30]),
+    "a standard deviation of 1e-30": changed("preprocessing", "std", to=[1, 1, 1e-30]),
+    "labels that are numbers": changed("model", "labels", to=[1, 2, 3]),
+    "a name of 300 letters": changed("files", to={"n" * 300: RECORD}),
+    "a name that a terminal obeys": changed("files", to={"a\x1b[2J": RECORD}),
+    "a name with a zero": changed("files", to={"a\x00": RECORD}),
     "a name that climbs": changed("files", to={"../outside/secret": RECORD}),
     "an absolute name": changed("files", to={"/etc/passwd": RECORD}),
     "a digest that is none": changed("files", to={ONNX_PATH: {"sha256": "x", "bytes": 1}}),
@@ -97,6 +123,43 @@ def test_run_json(run: RunDirectory, name: str) -> None:
     content = MANIFESTS[name](manifest(run))
     (run.root / "run.json").write_bytes(content if isinstance(content, bytes) else content.encode())
     predict(run)
+
+
+REACHING = {
+    "checkpoint_path": "../outside/secret",
+    "pretrained": True,
+    "pretrained_cfg": {"file": "../outside/secret"},
+    "pretrained_cfg_overlay": {"url": "http://127.0.0.1/weights"},
+    "cache_dir": "../outside",
+    "features_only": True,
+    "device": "meta",
+}
+
+
+@pytest.mark.parametrize("key", REACHING)
+def test_an_argument_that_is_none_of_a_model(run: RunDirectory, key: str) -> None:
+    sentence = exported(run, name="vit_tiny_patch16_224", arguments={key: REACHING[key]})
+    assert f"with the argument '{key}'" in sentence
+
+
+@pytest.mark.parametrize("place", ["hf-hub:somebody/model", "hf_hub:somebody/model"])
+def test_a_model_on_a_hub(run: RunDirectory, place: str) -> None:
+    assert "timm's name of the architecture" in exported(run, name=place)
+
+
+@pytest.mark.parametrize("place", ["local-dir:../outside", "HF-HUB:somebody/model", "../outside"])
+def test_a_model_that_timm_would_look_for(run: RunDirectory, place: str) -> None:
+    assert "has no model named" in exported(run, name=place)
+
+
+def exported(run: RunDirectory, **model: Any) -> str:
+    """The sentence of the first command that builds the model of a run."""
+    run.write_tensors(run.MODEL, {"head.weight": np.eye(3, dtype=np.float32)})
+    content = manifest(run)
+    content["model"].update(model)
+    content["recipe"] = load_recipe("quick").model_dump(mode="json")
+    (run.root / "run.json").write_text(json.dumps(content))
+    return refused(["export", run.root], run.root.parent / "outside")
 
 
 def test_a_run_json_of_many_megabytes(run: RunDirectory) -> None:
