@@ -2,8 +2,10 @@
 
 An ONNX file may name further files by a path of its own choice, and whatever opens it reads them.
 So the protobuf message is walked here, on the device too, and every name is looked at before any
-engine sees the file: those must be regular files beside it. Only the lengths of fields are read,
-never their content, so that the size of the weights does not matter.
+engine sees the file: those must be regular files beside it, by a bare name. Engines take some
+paths for no path at all: ``*/_ORT_MEM_ADDR_/*`` is an address in memory to ONNX Runtime and
+OpenVINO, whether or not there is such a file. Only the lengths of fields are read, never their
+content, so that the size of the weights does not matter.
 
 Field numbers are those of onnx.proto3 (https://github.com/onnx/onnx/blob/main/onnx/onnx.proto3).
 """
@@ -12,7 +14,7 @@ from __future__ import annotations
 
 import mmap
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING
 
 from mimiq_runtime.errors import OnnxModelError
@@ -28,6 +30,7 @@ _EXTERNAL_DATA = 13
 _KEY, _VALUE = 1, 2
 _DEEPEST = 100  # protobuf's own limit
 _LONGEST_TEXT = 4096
+_LONGEST_NAME = 255  # bytes, that of Linux and of most file systems
 
 # Message, field number -> message: the ways from the model to its tensors.
 _TENSOR = "tensor"
@@ -47,7 +50,7 @@ class ExternalData:
     """Where a tensor has its values outside of the ONNX file.
 
     Attributes:
-        location: Path of the file, relative to the folder of the ONNX file.
+        location: Path of the file, relative to the folder of the ONNX file, as it is written.
         offset: First byte in it.
         length: Number of bytes; None for all that follow.
     """
@@ -61,19 +64,18 @@ def check_external_data(model: Path) -> None:
     """Refuse an ONNX file that reaches for files other than those beside it.
 
     Raises:
-        OnnxModelError: The file cannot be read, is no protobuf message, or names a file that is
-            absolute, climbs out of the folder, is a link out of it, is missing, or too short.
+        OnnxModelError: The file cannot be read, is no protobuf message, or names a file by more
+            than a bare name, or one that is a link out of the folder, is missing, or too short.
     """
     folder = model.parent.resolve()
     for data in external_data_of(model):
-        name = PurePosixPath(data.location)
-        if not data.location or name.is_absolute() or ".." in name.parts or "\\" in data.location:
+        if not _is_bare_name(data.location):
             raise OnnxModelError(
                 f"{model} wants its weights from {data.location[:200]!r}, and only files beside "
-                "it are read; export it again."
+                "it are read, by a bare name; export it again."
             )
-        path = model.parent / name
-        if not path.resolve().is_relative_to(folder):
+        path = model.parent / data.location
+        if not _resolves_into(path, folder):
             raise OnnxModelError(
                 f"{model} wants its weights from {path}, which is a link to another folder; put "
                 "the file itself beside it."
@@ -88,6 +90,23 @@ def check_external_data(model: Path) -> None:
                 f"{model} wants {end} bytes of {path}, which has {path.stat().st_size}; copy both "
                 "files again."
             )
+
+
+def _is_bare_name(location: str) -> bool:
+    """Whether a location is the name of a file in one folder, on every system."""
+    return (
+        PurePosixPath(location).name == PureWindowsPath(location).name == location
+        and location not in ("", "..")
+        and location.isprintable()
+        and len(location.encode()) <= _LONGEST_NAME
+    )
+
+
+def _resolves_into(path: Path, folder: Path) -> bool:
+    try:
+        return path.resolve().is_relative_to(folder)
+    except (OSError, RuntimeError):  # links that lead to one another
+        return False
 
 
 def external_data_of(model: Path) -> list[ExternalData]:

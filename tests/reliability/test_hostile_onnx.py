@@ -102,12 +102,35 @@ def short(folder: Path, outside: Path) -> bytes:
     return with_reference(folder, "weights.data", offset=0, length=36)
 
 
+def ort_marker(folder: Path, outside: Path) -> bytes:
+    """ONNX Runtime's and OpenVINO's word for an address in memory, with such a file, too."""
+    (folder / "*" / "_ORT_MEM_ADDR_").mkdir(parents=True)
+    (folder / "*" / "_ORT_MEM_ADDR_" / "*").write_bytes(bytes(64))
+    return with_reference(folder, "*/_ORT_MEM_ADDR_/*", offset=0, length=36)
+
+
+def ring(folder: Path, outside: Path) -> bytes:
+    (folder / "weights.data").symlink_to("weights.data")
+    return with_reference(folder, "weights.data")
+
+
+def in_a_folder(folder: Path, outside: Path) -> bytes:
+    (folder / "sub").mkdir()
+    (folder / "sub" / "w").write_bytes(bytes(36))
+    return with_reference(folder, "sub/w", offset=0, length=36)
+
+
 REACHING: dict[str, Callable[[Path, Path], bytes]] = {
     "climbs out": lambda folder, outside: with_reference(folder, "../../../outside/secret"),
     "climbs out by way of a folder": lambda f, outside: with_reference(f, "a/../../outside/secret"),
     "absolute": lambda folder, outside: with_reference(folder, str(outside / "secret")),
     "of another system": lambda folder, outside: with_reference(folder, "..\\secret"),
     "without a name": lambda folder, outside: with_reference(folder, ""),
+    "in a folder": in_a_folder,
+    "an address in memory": ort_marker,
+    "a drive": lambda folder, outside: with_reference(folder, "C:w"),
+    "a name with a line break": lambda folder, outside: with_reference(folder, "w\nError: x"),
+    "a ring of links": ring,
     "a link": link,
     "a link of a folder": link_of_a_folder,
     "a pipe": fifo,
@@ -118,6 +141,7 @@ REACHING: dict[str, Callable[[Path, Path], bytes]] = {
     "offset beyond 64 bits": lambda folder, outside: with_reference(folder, "w", offset=2**64),
     "named twice": lambda folder, outside: with_reference(folder, ["w", str(outside)]),
     "in an attribute": lambda folder, outside: in_an_attribute(folder, "../secret"),
+    "a name of 300 letters": lambda folder, outside: with_reference(folder, "a" * 300),
     "a name of 5000 letters": lambda folder, outside: with_reference(folder, "a" * 5000),
 }
 BROKEN: dict[str, Callable[[Path, Path], bytes]] = {
@@ -220,15 +244,20 @@ def test_inspect(tmp_path: Path, outside: Path, name: str) -> None:
 
 
 def test_weights_beside_the_file_are_taken(tmp_path: Path) -> None:
-    (tmp_path / "sub").mkdir()
-    np.eye(3, dtype=np.float32).tofile(tmp_path / "sub" / "w")
+    np.eye(3, dtype=np.float32).tofile(tmp_path / "w.data")
     path = tmp_path / "model.onnx"
-    path.write_bytes(with_reference(tmp_path, "sub/w", offset=0, length=36))
-    assert external_data_of(path) == [ExternalData("sub/w", 0, 36)]
+    path.write_bytes(with_reference(tmp_path, "w.data", offset=0, length=36))
+    assert external_data_of(path) == [ExternalData("w.data", 0, 36)]
     check_external_data(path)
 
 
-@pytest.mark.parametrize("where", ["initializer", "sparse", "attribute", "subgraph", "function"])
+@pytest.mark.parametrize(
+    "where",
+    [
+        *("initializer", "sparse", "sparse indices", "attribute", "attribute's list"),
+        *("attribute's sparse", "subgraph", "subgraph's initializer", "function", "training"),
+    ],
+)
 def test_no_tensor_is_overlooked(tmp_path: Path, where: str) -> None:
     """Against protobuf's own reader: wherever a tensor may stand in a model."""
     tensor = numpy_helper.from_array(np.zeros(3, np.float32), "t")
@@ -243,8 +272,21 @@ def test_no_tensor_is_overlooked(tmp_path: Path, where: str) -> None:
         case "sparse":
             sparse = model.graph.sparse_initializer.add()
             sparse.values.CopyFrom(tensor)
+        case "sparse indices":
+            sparse = model.graph.sparse_initializer.add()
+            sparse.indices.CopyFrom(tensor)
         case "attribute":
             model.graph.node.append(constant)
+        case "attribute's list":
+            model.graph.node.append(helper.make_node("Own", [], ["c"], values=[tensor]))
+        case "attribute's sparse":
+            sparse = onnx.SparseTensorProto(values=tensor)
+            model.graph.node.append(helper.make_node("Constant", [], ["c"], sparse_value=sparse))
+        case "subgraph's initializer":
+            inner = helper.make_graph([], "inner", [], [], [tensor])
+            model.graph.node.append(helper.make_node("Loop", ["c"], ["d"], body=inner))
+        case "training":
+            model.training_info.add().algorithm.initializer.append(tensor)
         case "subgraph":
             inner = helper.make_graph([constant], "inner", [], [])
             model.graph.node.append(
