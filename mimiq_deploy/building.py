@@ -29,6 +29,7 @@ from mimiq_runtime.errors import (
 from mimiq_runtime.event_log import note_finished, note_started
 from mimiq_runtime.machine import library_versions
 from mimiq_runtime.manifest import FileRecord
+from mimiq_runtime.output_file import check_output_file, check_outside_of_runs
 from mimiq_runtime.run_directory import RunDirectory
 from mimiq_runtime.trt_build import (
     build_engine,
@@ -114,6 +115,10 @@ def _build_alone(
             "file instead of the run."
         )
     onnx = model if run is None else _exported(run, target)
+    if output is not None:
+        check_outside_of_runs(output, "--output")
+    if timing_cache is not None:
+        check_output_file(timing_cache, "--timing-cache", inputs=[onnx])
     check_onnx_file(onnx)
     device = _device(onnx, build_command(model, options, _extra(target, output, refit=refit)))
     stage = f"build/{device.slug}/{target}"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from typing import TYPE_CHECKING
 
 from mimiq_deploy.inside_view import look_inside, why_not_inside
 from mimiq_runtime.errors import InvalidInputError, MimiqDeployError
 from mimiq_runtime.inside_view import read_inside_record
+from mimiq_runtime.output_file import check_output_file
 from mimiq_runtime.report.page import check_libraries, render_page, write_page
 
 if TYPE_CHECKING:
@@ -70,18 +72,12 @@ def _owner(runs: Sequence[RunDirectory], output: Path) -> RunDirectory | None:
     """The run whose own report a file is; None for a file elsewhere.
 
     Raises:
-        InvalidInputError: It is another recorded file of a run.
+        InvalidInputError: Something else would be lost there.
     """
-    place = output.resolve()
     for run in runs:
-        root = run.root.resolve()
-        relative = place.relative_to(root).as_posix() if place.is_relative_to(root) else ""
-        if relative == REPORT:
+        if output.name == REPORT and os.path.realpath(output.parent) == os.path.realpath(run.root):
             return run
-        if relative in {run.MANIFEST, *run.manifest.files}:
-            raise InvalidInputError(
-                f"{output} is a file of the run, and would be lost; choose another --output."
-            )
+    check_output_file(output, "--output")
     return None
 
 

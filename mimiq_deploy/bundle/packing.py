@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from mimiq_runtime.atomic import atomic_path
 from mimiq_runtime.errors import InvalidInputError
+from mimiq_runtime.output_file import check_output_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -44,9 +45,11 @@ def pack(
         replaceable: Whether a folder that is there may be replaced as a whole.
 
     Raises:
-        InvalidInputError: There is something already, or it cannot be written.
+        InvalidInputError: There is something already, it lies within a run, or it cannot be
+            written.
     """
     stem = archive_stem(output)
+    check_output_file(output, "--output", or_folder=True)
     if output.exists() and not _is_empty_folder(output):
         if not force:
             raise InvalidInputError(

@@ -12,7 +12,7 @@ import click
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=click.Path(path_type=Path),
     help="The HTML file; without it report.html in the RUN. Needed for several runs.",
 )
 @click.option(

@@ -92,13 +92,13 @@ def _check_names(
 @click.option("--max-kl", type=float, help="Gate: largest KL divergence, in nats.")
 @click.option(
     "--junit",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=click.Path(path_type=Path),
     metavar="FILE",
     help="Write the gates as JUnit XML.",
 )
 @click.option(
     "--markdown",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=click.Path(path_type=Path),
     metavar="FILE",
     help="Write tables as Markdown; append where FILE is $GITHUB_STEP_SUMMARY.",
 )
@@ -132,12 +132,19 @@ def validate(
     from mimiq_deploy.step_summary import write_step_summary
     from mimiq_deploy.validation import GateLimits, validate_run
     from mimiq_runtime.errors import InvalidInputError, MimiqDeployError
+    from mimiq_runtime.output_file import check_output_file
     from mimiq_runtime.run_directory import RunDirectory
 
+    inputs = _files_read(gates, data)
+    if junit is not None:
+        check_output_file(junit, "--junit", inputs=inputs)
     asked = resolve_limits(None if gates is None else read_gate_file(gates), engines, limits)
     if junit is not None:
         check_there_are_gates(asked.values())
     try:
+        if markdown is not None:
+            check_output_file(markdown, "--markdown", inputs=inputs)
+            _check_apart(junit, markdown)
         report = validate_run(
             RunDirectory.open(run),
             engines,
@@ -167,6 +174,25 @@ def validate(
         _print(report)
     if not report.passed:
         context.exit(GATE_FAILED)
+
+
+def _files_read(gates: Path | None, data: str | None) -> list[Path]:
+    """The files by name that the options say are read."""
+    from mimiq_runtime.dataset import LABELS_FILE
+
+    return [
+        *([] if gates is None else [gates]),
+        *([] if data is None else [Path(data) / LABELS_FILE]),
+    ]
+
+
+def _check_apart(junit: Path | None, markdown: Path) -> None:
+    from mimiq_runtime.errors import InvalidInputError
+
+    if junit is not None and junit.resolve() == markdown.resolve():
+        raise InvalidInputError(
+            f"--junit and --markdown would both write {markdown}; give each a file of its own."
+        )
 
 
 def _source(data: str | None) -> Path | DataKind | None:

@@ -18,6 +18,7 @@ from mimiq_deploy.study.report import (
 from mimiq_runtime.atomic import write_json, write_text
 from mimiq_runtime.errors import DivergedError, InvalidInputError
 from mimiq_runtime.machine import describe_machine, library_versions
+from mimiq_runtime.output_file import check_outside_of_runs
 from mimiq_runtime.run_lock import hold_directory
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ def run_study(request: StudyRequest, output: Path, *, say: Callable[[str], None]
             cell is made.
         RunDirectoryError: A cell was made with other choices.
     """
+    check_outside_of_runs(output, "--output")
     with hold_directory(output, "study"):
         return _run_cells(request, output, say)
 

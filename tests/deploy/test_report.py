@@ -215,7 +215,7 @@ def test_no_other_file_of_a_run_is_lost_to_a_report(tmp_path: Path, name: str) -
     before = (run / name).read_bytes()
     result = invoke("report", run, "-o", run / name)
     assert result.exit_code == 2
-    assert "would be lost" in result.output
+    assert "choose a place outside" in result.output
     assert (run / name).read_bytes() == before
 
 
