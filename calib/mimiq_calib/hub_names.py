@@ -9,7 +9,7 @@ from timm.models import load_model_config_from_hf
 
 from mimiq_runtime.errors import CheckpointError
 
-__all__ = ["NamedModel", "look_up"]
+__all__ = ["NamedModel", "is_on_hub", "look_up"]
 
 PREFIXES = ("hf-hub:", "hf_hub:")
 
@@ -29,6 +29,11 @@ class NamedModel:
     labels: list[str] | None = None
 
 
+def is_on_hub(name: str) -> bool:
+    """Whether a name is a place on a hub, which is asked for what the model is."""
+    return name.startswith(PREFIXES)
+
+
 def look_up(name: str) -> NamedModel:
     """The architecture that a name stands for; a plain name stands for itself.
 
@@ -39,11 +44,11 @@ def look_up(name: str) -> NamedModel:
     Raises:
         CheckpointError: The hub's configuration cannot be had.
     """
-    prefix = next((prefix for prefix in PREFIXES if name.startswith(prefix)), None)
-    if prefix is None:
+    if not is_on_hub(name):
         return NamedModel(name)
     try:
-        config, architecture, arguments = load_model_config_from_hf(name.removeprefix(prefix))
+        place = name.partition(":")[2]
+        config, architecture, arguments = load_model_config_from_hf(place)
         labels = _labels_of(config)
     # Whatever the hub, the cache or the network raises means the same to the user.
     except Exception as error:

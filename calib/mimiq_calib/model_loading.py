@@ -13,6 +13,7 @@ from timm.data import resolve_data_config
 from torch import Tensor, nn
 
 from mimiq_calib.hub_names import look_up
+from mimiq_calib.model_arguments import LARGEST_ARGUMENT, check_arguments
 from mimiq_runtime.errors import CheckpointError, InvalidInputError
 from mimiq_runtime.manifest import Preprocessing
 
@@ -25,8 +26,8 @@ __all__ = ["create_model", "load_checkpoint_file", "load_weights", "preprocessin
 WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model", "module")
 """Under which keys training programs keep the weights in a checkpoint."""
 
-LARGEST_ARGUMENT, MOST_BLOCKS = 65_536, 1_024
-"""Of the numbers that a model's constructor is given; each block takes time and memory."""
+_REAL = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+"""What weights may be stored as; other types are codes or a part of a number."""
 
 _ARGUMENT_ERRORS = (
     ArithmeticError,
@@ -61,7 +62,8 @@ def create_model(
         InvalidInputError: There is no such model, or it does not take these arguments.
         CheckpointError: timm could not get its pretrained weights.
     """
-    architecture = look_up(name).architecture
+    named = look_up(name)
+    architecture = named.architecture
     if not timm.is_model(architecture):
         similar = timm.list_models(f"*{architecture.split('.')[0].split('_')[0]}*")[:5]
         hint = f"; similar names are {', '.join(similar)}" if similar else ""
@@ -72,13 +74,14 @@ def create_model(
     chosen = dict(arguments)
     if num_classes is not None:
         chosen["num_classes"] = num_classes
+    check_arguments(name, named.arguments | chosen)
     _check_size(name, chosen, values)
     try:
         model: nn.Module = timm.create_model(name, pretrained=False, **chosen)
     # timm checks few of its arguments; a patch size of 0 is a ZeroDivisionError.
     except _ARGUMENT_ERRORS as error:
         raise InvalidInputError(
-            f"timm cannot create {name} with the arguments {chosen}: {error}."
+            f"timm cannot create {name} with the arguments {chosen!s:.300}: {error!s:.200}."
         ) from error
     if pretrained:
         model = _create_pretrained(name, chosen)
@@ -134,7 +137,8 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], *, origin: str
         origin: Where they came from, for messages.
 
     Raises:
-        CheckpointError: Names or shapes differ, or a value is NaN or infinite.
+        CheckpointError: Names or shapes differ, or weights are stored as other types than real
+            numbers of 16 to 64 bits, or are not finite in the model's own type.
     """
     cleaned = {name.removeprefix("module."): value for name, value in weights.items()}
     expected = model.state_dict()
@@ -160,7 +164,13 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], *, origin: str
             f"{'; '.join(faults)}. Check the model's name, --num-classes and --model-arg."
         )
     for name, value in cleaned.items():
-        if not torch.isfinite(value).all():
+        if expected[name].is_floating_point() and value.dtype not in _REAL:
+            raise CheckpointError(
+                f"The weights of {origin} have {name} as {value.dtype}; expected "
+                f"{', '.join(str(kind).removeprefix('torch.') for kind in _REAL)}: save what they "
+                "stand for, as real numbers."
+            )
+        if not torch.isfinite(value.to(expected[name].dtype)).all():
             raise CheckpointError(
                 f"The weights of {origin} are not finite: {name} holds NaN or infinity."
             )
@@ -212,13 +222,6 @@ def preprocessing_of(model: nn.Module, overrides: Mapping[str, Any]) -> Preproce
 
 
 def _check_size(name: str, arguments: Mapping[str, Any], values: int | None) -> None:
-    for key, value in arguments.items():
-        counts = value if isinstance(value, list | tuple) else [value]
-        limit = MOST_BLOCKS if "depth" in key else LARGEST_ARGUMENT
-        if any(isinstance(count, int | float) and abs(count) > limit for count in counts):
-            raise InvalidInputError(
-                f"The model's argument {key} may be at most {limit}, got {value!r:.80}; lower it."
-            )
     if values is None:
         return
     try:
@@ -230,8 +233,8 @@ def _check_size(name: str, arguments: Mapping[str, Any], values: int | None) -> 
     needed = sum(value.numel() for value in empty.state_dict().values())
     if needed > 2 * values + LARGEST_ARGUMENT:
         raise CheckpointError(
-            f"The model {name} with the arguments {dict(arguments)} has {needed} values, and the "
-            f"weights have {values}; check the arguments."
+            f"The model {name} with the arguments {dict(arguments)!s:.300} has {needed} values, "
+            f"and the weights have {values}; check the arguments."
         )
 
 

@@ -185,11 +185,12 @@ def _own_device(name: str, local_rank: int) -> torch.device:
 def _usable_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
+        # Some kinds of device hold no values, such as meta.
+        torch.ones(1, device=device).item()
     # torch raises different errors for unknown names, missing drivers and missing devices.
     except (RuntimeError, AssertionError, ValueError) as error:
         raise InvalidInputError(
-            f"The device {name!r} cannot be used ({_first_line(error)}); cpu always can."
+            f"The device {name[:80]!r} cannot be used ({_first_line(error):.200}); cpu always can."
         ) from error
     return device
 

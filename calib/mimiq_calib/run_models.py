@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mimiq_calib.conversion.convert import build_student, expose_attention, quantizers_of
 from mimiq_calib.conversion.coverage import list_products
+from mimiq_calib.hub_names import is_on_hub
 from mimiq_calib.model_loading import create_model, load_weights
 from mimiq_calib.recipe import Recipe
 from mimiq_runtime.errors import CheckpointError, RunDirectoryError
@@ -47,9 +48,16 @@ def load_teacher(run: RunDirectory) -> nn.Module:
     """The full-precision model with exposed attention.
 
     Raises:
-        RunDirectoryError: The weights are missing or damaged.
+        RunDirectoryError: The weights are missing or damaged, or the model's name is a place on a
+            hub: calibration writes down what stood there.
+        InvalidInputError: timm has no such model, or its arguments are not of an architecture.
     """
     record = run.manifest.model
+    if is_on_hub(record.name):
+        raise RunDirectoryError(
+            f"{run.path(run.MANIFEST)} names the model {record.name[:80]!r}, and a run has timm's "
+            "name of the architecture; calibrate again."
+        )
     weights = run.read_tensors(RunDirectory.MODEL, made_by=MADE_BY)
     model = create_model(
         record.name,

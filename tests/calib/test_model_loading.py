@@ -78,12 +78,54 @@ class TestCreating:
             {"img_size": [1, 2, 3]},
             {"block_fn": 3},
             {"pretrained": True},
+            {"checkpoint_path": "weights.pth"},
+            {"pretrained_cfg": {"file": "weights.pth"}},
+            {"pretrained_cfg_overlay": {"url": "http://127.0.0.1/w"}},
+            {"cache_dir": "elsewhere"},
+            {"features_only": True},
+            {"out_indices": [0]},
+            {"pruned": True},
+            {"scriptable": True},
+            {"exportable": True},
+            {"device": "meta"},
+            {"dtype": "float16"},
         ],
         ids=str,
     )
     def test_arguments_that_timm_cannot_use(self, wrong: dict[str, Any]) -> None:
         with pytest.raises(InvalidInputError, match="cannot create"):
             create_model(NAME, num_classes=5, arguments=TINY | wrong, pretrained=False)
+
+    def test_every_model_that_can_be_converted_takes_its_own_arguments(self) -> None:
+        """Against timm's registry: what its models are built with is not refused."""
+        import timm
+
+        for name in ("vit_tiny_patch16_224", "deit_tiny_distilled_patch16_224"):
+            others = {"reg_tokens": 1, "norm_layer": "layernorm", "drop_path_rate": 0.1}
+            create_model(name, num_classes=2, arguments=TINY | others, pretrained=False)
+        sizes = {"embed_dim": 8, "depths": [1, 1], "num_heads": [1, 1], "window_size": 4}
+        swin = create_model(
+            "swin_tiny_patch4_window7_224",
+            num_classes=2,
+            arguments={**sizes, "img_size": 32},
+            pretrained=False,
+        )
+        assert isinstance(swin, timm.models.SwinTransformer)
+
+    @pytest.mark.parametrize(
+        "huge",
+        [{"img_size": 10**9}, {"depth": float("nan")}, {"img_size": [float("inf")]}],
+        ids=str,
+    )
+    def test_numbers_beyond_any_model(self, huge: dict[str, Any]) -> None:
+        with pytest.raises(InvalidInputError, match="may be at most"):
+            create_model(NAME, num_classes=5, arguments=TINY | huge, pretrained=False)
+
+    def test_a_number_that_python_does_not_write(self) -> None:
+        with pytest.raises(InvalidInputError, match="thousands of digits"):
+            create_model(
+                NAME, num_classes=5, arguments=TINY | {"depth": 16**5000}, pretrained=False
+            )
 
     def test_pretrained_weights_out_of_reach(self, monkeypatch: pytest.MonkeyPatch) -> None:
         import timm

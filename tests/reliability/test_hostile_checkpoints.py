@@ -15,6 +15,8 @@ from _helpers.hostile import refused
 from _helpers.tiny_students import tiny_vit
 from safetensors.torch import save, save_file
 
+from mimiq_calib.model_loading import load_checkpoint_file, load_weights
+
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
@@ -120,6 +122,17 @@ TORCH: dict[str, Callable[[Any], bytes]] = {
     ),
     "sparse": lambda canary: torch_bytes(changed(HEAD, torch.eye(10, 48).to_sparse())),
     "complex": lambda canary: torch_bytes(changed(HEAD, torch.zeros(10, 48, dtype=torch.cfloat))),
+    "integers": lambda canary: torch_bytes(changed(HEAD, torch.zeros(10, 48, dtype=torch.int64))),
+    "truths": lambda canary: torch_bytes(changed(HEAD, torch.zeros(10, 48, dtype=torch.bool))),
+    "8-bit floating point": lambda canary: torch_bytes(
+        changed(HEAD, torch.zeros(10, 48).to(torch.float8_e4m3fn))
+    ),
+    "8-bit exponents": lambda canary: torch_bytes(
+        changed(HEAD, torch.ones(10, 48).to(torch.float8_e8m0fnu))
+    ),
+    "beyond single precision": lambda canary: torch_bytes(
+        changed(HEAD, torch.full((10, 48), 1e300, dtype=torch.float64))
+    ),
     "no tensors": lambda canary: torch_bytes({"epoch": 3}),
     "a list": lambda canary: torch_bytes([torch.zeros(3)]),
 }
@@ -154,6 +167,30 @@ def test_safetensors(tmp_path: Path, outside: Path, name: str) -> None:
     path.write_bytes(SAFETENSORS[name]())
     sentence = check(path, outside)
     assert str(path) in sentence or "and the weights have" in sentence
+
+
+@pytest.mark.parametrize("kind", [torch.int64, torch.bool, torch.float8_e5m2], ids=str)
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_types_that_are_no_weights(
+    tmp_path: Path, outside: Path, kind: torch.dtype, suffix: str
+) -> None:
+    path = tmp_path / f"weights{suffix}"
+    tensors = changed(HEAD, torch.zeros(10, 48).to(kind))
+    if suffix == ".pth":
+        torch.save(tensors, path)
+    else:
+        save_file(tensors, path)
+    assert f"{HEAD} as {kind}; expected float32" in check(path, outside)
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+def test_types_that_are(tmp_path: Path, kind: torch.dtype) -> None:
+    path = tmp_path / "weights.pth"
+    torch.save({name: value.to(kind) for name, value in weights().items()}, path)
+    model = tiny_vit()
+    torch.nn.init.zeros_(model.head.weight)
+    load_weights(model, load_checkpoint_file(path), origin="a test")
+    assert torch.equal(model.head.weight, weights()[HEAD].to(kind).float())
 
 
 @pytest.mark.parametrize("name", TORCH)

@@ -13,6 +13,7 @@ from _helpers.hostile import refused
 from _helpers.runs import ONNX_PATH, SIZE, make_run
 from PIL import Image
 
+from mimiq_deploy.recipe_loading import load_recipe
 from mimiq_runtime.errors import RunDirectoryError
 from mimiq_runtime.strict_json import LARGEST_DOCUMENT
 
@@ -97,6 +98,43 @@ def test_run_json(run: RunDirectory, name: str) -> None:
     content = MANIFESTS[name](manifest(run))
     (run.root / "run.json").write_bytes(content if isinstance(content, bytes) else content.encode())
     predict(run)
+
+
+REACHING = {
+    "checkpoint_path": "../outside/secret",
+    "pretrained": True,
+    "pretrained_cfg": {"file": "../outside/secret"},
+    "pretrained_cfg_overlay": {"url": "http://127.0.0.1/weights"},
+    "cache_dir": "../outside",
+    "features_only": True,
+    "device": "meta",
+}
+
+
+@pytest.mark.parametrize("key", REACHING)
+def test_an_argument_that_is_none_of_a_model(run: RunDirectory, key: str) -> None:
+    sentence = exported(run, name="vit_tiny_patch16_224", arguments={key: REACHING[key]})
+    assert f"with the argument '{key}'" in sentence
+
+
+@pytest.mark.parametrize("place", ["hf-hub:somebody/model", "hf_hub:somebody/model"])
+def test_a_model_on_a_hub(run: RunDirectory, place: str) -> None:
+    assert "timm's name of the architecture" in exported(run, name=place)
+
+
+@pytest.mark.parametrize("place", ["local-dir:../outside", "HF-HUB:somebody/model", "../outside"])
+def test_a_model_that_timm_would_look_for(run: RunDirectory, place: str) -> None:
+    assert "has no model named" in exported(run, name=place)
+
+
+def exported(run: RunDirectory, **model: Any) -> str:
+    """The sentence of the first command that builds the model of a run."""
+    run.write_tensors(run.MODEL, {"head.weight": np.eye(3, dtype=np.float32)})
+    content = manifest(run)
+    content["model"].update(model)
+    content["recipe"] = load_recipe("quick").model_dump(mode="json")
+    (run.root / "run.json").write_text(json.dumps(content))
+    return refused(["export", run.root], run.root.parent / "outside")
 
 
 def test_a_run_json_of_many_megabytes(run: RunDirectory) -> None:
