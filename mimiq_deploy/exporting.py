@@ -43,9 +43,9 @@ def onnx_path(target: str) -> str:
 
 def exported_scope(run: RunDirectory, target: str) -> Scope:
     """Which products an export quantizes, by its ``export.json``; ``full`` where that is silent."""
-    path = run.path(f"export/{target}/export.json")
+    path = run.finished(f"export/{target}/export.json", made_by=f"mimiq-deploy export {run.root}")
     try:
-        recorded = read_json(path).get("scope") if path.is_file() else None
+        recorded = None if path is None else read_json(path).get("scope")
         return Scope(recorded or Scope.FULL)
     except (AttributeError, OSError, ValueError) as error:
         raise RunDirectoryError(f"{path} is damaged; export {target} again.") from error

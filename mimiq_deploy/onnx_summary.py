@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+from mimiq_runtime.bounded_file import read_bytes
 from mimiq_runtime.errors import MissingDependencyError, OnnxModelError
+from mimiq_runtime.onnx_external_data import LARGEST_MESSAGE
 from mimiq_runtime.schema import Schema
 
 if TYPE_CHECKING:
@@ -138,9 +140,11 @@ def _load(path: Path) -> Any:
     except ImportError as error:
         raise MissingDependencyError("onnx", "export") from error
     try:
-        model = onnx.load(path, format="protobuf", load_external_data=False)
-    except OSError as error:
-        raise OnnxModelError(f"{path} cannot be read: {error.strerror or error}.") from error
+        content = read_bytes(path, LARGEST_MESSAGE)
+        model = onnx.load_model_from_string(content)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise OnnxModelError(f"{path} cannot be read: {reason}; export it again.") from error
     except DecodeError as error:
         raise OnnxModelError(_broken(path)) from error
     # An empty file, and many a text, decode without an error to a model that has nothing in it.

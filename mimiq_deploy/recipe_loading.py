@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from importlib import resources
 from pathlib import Path
@@ -107,9 +108,9 @@ def _read(name_or_path: str) -> dict[str, Any]:
 
 
 def _read_file(path: Path) -> str:
-    if not path.is_file():
+    if not os.path.exists(path) or path.is_dir():
         raise InvalidInputError(
-            f"There is no recipe {str(path)!r}: it must be a YAML file or one of "
+            f"There is no recipe {str(path)[:200]!r}: it must be a YAML file or one of "
             f"{', '.join(shipped_recipes())}."
         )
     try:

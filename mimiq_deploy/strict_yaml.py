@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from mimiq_runtime.bounded_file import read_text
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -48,11 +50,10 @@ def read_small_file(path: Path) -> str:
     """The text of a file of settings.
 
     Raises:
-        ValueError: It is larger than :data:`LARGEST_FILE`, or cannot be read as UTF-8.
+        ValueError: It is larger than :data:`LARGEST_FILE`, is no regular file, or is not UTF-8.
     """
     try:
-        if path.stat().st_size <= LARGEST_FILE:
-            return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"the file cannot be read as text: {error}") from error
-    raise ValueError(f"the file is larger than {LARGEST_FILE} bytes")
+        return read_text(path, LARGEST_FILE)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"the file cannot be read as text: {reason}") from error

@@ -12,6 +12,7 @@ RUNNER = "run.py"
 
 _EVERYWHERE = (
     "__init__.py",
+    "bounded_file.py",
     "edge/__init__.py",
     "edge/bundle.py",
     "edge/command.py",

@@ -112,9 +112,9 @@ class _Export(NamedTuple):
 
 def _read_export(run: RunDirectory, target: str) -> _Export:
     # Not by its schema, which is defined beside onnx-ir: a device that packs its plan has none.
-    path = run.path(f"export/{target}/export.json")
+    path = run.finished(f"export/{target}/export.json", made_by=f"mimiq-deploy export {run.root}")
     try:
-        content = read_json(path) if path.is_file() else {}
+        content = {} if path is None else read_json(path)
         scope = content.get("scope")
         return _Export(
             scope=None if scope is None else Scope(scope),

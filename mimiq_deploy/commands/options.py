@@ -85,12 +85,16 @@ def read_labels(path: Path) -> list[str]:
     Raises:
         InvalidInputError: The file cannot be read as text.
     """
+    from mimiq_runtime.bounded_file import read_text
     from mimiq_runtime.errors import InvalidInputError
 
     try:
-        return path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidInputError(f"The labels {path} cannot be read as text: {error}.") from error
+        return read_text(path).splitlines()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InvalidInputError(
+            f"The labels {path} cannot be read as text: {reason}; give one name a line."
+        ) from error
 
 
 gates_option = click.option(

@@ -7,6 +7,8 @@ and ``label`` (class index); other columns are ignored. Without it every sub-fol
 from __future__ import annotations
 
 import csv
+import io
+import os
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mimiq_runtime.bounded_file import read_text
 from mimiq_runtime.errors import DatasetError, InvalidInputError
 from mimiq_runtime.images import IMAGE_SUFFIXES
 from mimiq_runtime.preprocessing import normalise, read_pixels
@@ -89,7 +92,7 @@ def open_labelled_images(
             f"Expected a folder of labelled pictures, got {folder}, which is "
             f"{'a file' if folder.exists() else 'not there'}; check the path."
         )
-    if (folder / LABELS_FILE).is_file():
+    if _has_labels_file(folder):
         images = _from_labels_file(folder, num_classes)
     else:
         images = _from_class_folders(folder, num_classes)
@@ -119,7 +122,7 @@ def open_pictures(folder: Path, *, num_classes: int, limit: int | None = None) -
         DatasetError: The folder cannot be used.
         InvalidInputError: ``num_classes`` or ``limit`` is less than 1.
     """
-    if folder.is_dir() and not (folder / LABELS_FILE).is_file() and not _class_names(folder):
+    if folder.is_dir() and not _has_labels_file(folder) and not _class_names(folder):
         paths = tuple(_pictures_under(folder))
         if paths:
             return Pictures(tuple(paths[index] for index in _evenly(len(paths), limit)), None)
@@ -179,6 +182,11 @@ def _evenly(count: int, limit: int | None) -> NDArray[np.int64]:
     return np.arange(taken) * count // max(taken, 1)
 
 
+def _has_labels_file(folder: Path) -> bool:
+    """Whether there is anything of this name: what cannot be read is told, not passed over."""
+    return os.path.lexists(folder / LABELS_FILE)
+
+
 def _from_labels_file(folder: Path, num_classes: int) -> LabelledImages:
     source = folder / LABELS_FILE
     rows = _read_rows(source)
@@ -195,7 +203,8 @@ def _from_labels_file(folder: Path, num_classes: int) -> LabelledImages:
             "keep one row for each picture."
         )
     paths = tuple(folder / file for file in files)
-    missing = [path for path in paths if not path.is_file()]
+    # Path.is_file raises where a name is too long to ask for.
+    missing = [path for path in paths if not os.path.isfile(path)]
     if missing:
         raise DatasetError(
             f"{source} lists {len(missing)} file(s) that are not there, such as {missing[0]}; "
@@ -207,22 +216,22 @@ def _from_labels_file(folder: Path, num_classes: int) -> LabelledImages:
 def _read_rows(source: Path) -> list[tuple[int, str, str]]:
     """Line number, file and label of each row that is not blank."""
     try:
-        # utf-8-sig: spreadsheets put a byte order mark before the header.
-        with source.open(encoding="utf-8-sig", newline="") as stream:
-            reader = csv.reader(stream, strict=True)
-            header = [name.strip() for name in next(reader, [])]
-            file_at, label_at = _columns(source, header)
-            rows = []
-            for row in reader:
-                if not row:
-                    continue
-                if len(row) != len(header):
-                    raise DatasetError(
-                        f"{source}, line {reader.line_num}: expected {len(header)} values, "
-                        f"got {len(row)}; put names that hold a comma in double quotes."
-                    )
-                rows.append((reader.line_num, row[file_at].strip(), row[label_at].strip()))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        # Spreadsheets put a byte order mark before the header.
+        text = read_text(source).removeprefix("\ufeff")
+        reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+        header = [name.strip() for name in next(reader, [])]
+        file_at, label_at = _columns(source, header)
+        rows = []
+        for row in reader:
+            if not row:
+                continue
+            if len(row) != len(header):
+                raise DatasetError(
+                    f"{source}, line {reader.line_num}: expected {len(header)} values, "
+                    f"got {len(row)}; put names that hold a comma in double quotes."
+                )
+            rows.append((reader.line_num, row[file_at].strip(), row[label_at].strip()))
+    except (OSError, ValueError, csv.Error) as error:
         raise DatasetError(
             f"{source} cannot be read as comma-separated UTF-8: {error}; save it anew."
         ) from error
@@ -232,7 +241,7 @@ def _read_rows(source: Path) -> list[tuple[int, str, str]]:
 def _columns(source: Path, header: Sequence[str]) -> tuple[int, int]:
     for name in _COLUMNS:
         if header.count(name) != 1:
-            got = ",".join(header) or "nothing"
+            got = ",".join(header)[:200] or "nothing"
             raise DatasetError(
                 f"{source} needs a header with one column file and one column label, and "
                 f"{name} is there {header.count(name)} times (header: {got}); mend its first line."
@@ -245,7 +254,7 @@ def _relative_file(source: Path, line: int, text: str) -> PurePath:
     if not text or file.is_absolute() or ".." in file.parts:
         raise DatasetError(
             f"{source}, line {line}: expected a path inside the folder, relative to it, "
-            f"got {text!r}; move the picture into the folder."
+            f"got {text[:200]!r}; move the picture into the folder."
         )
     return file
 
@@ -253,7 +262,7 @@ def _relative_file(source: Path, line: int, text: str) -> PurePath:
 def _label(where: str, text: str, num_classes: int) -> int:
     if not _INTEGER.fullmatch(text):
         raise DatasetError(
-            f"{where}: expected an integer class index as label, got {text!r}; "
+            f"{where}: expected an integer class index as label, got {text[:200]!r}; "
             "write the index of the class, not its name."
         )
     label = int(text)

@@ -13,6 +13,7 @@ Field numbers are those of onnx.proto3 (https://github.com/onnx/onnx/blob/main/o
 from __future__ import annotations
 
 import mmap
+import os
 from dataclasses import dataclass
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING
@@ -23,7 +24,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-__all__ = ["ExternalData", "check_external_data", "external_data_of"]
+__all__ = ["LARGEST_MESSAGE", "ExternalData", "check_external_data", "external_data_of"]
+
+LARGEST_MESSAGE = 2**31 - 1
+"""Bytes of the largest protobuf message, by its definition; larger weights lie in other files."""
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _EXTERNAL_DATA = 13
@@ -117,6 +121,8 @@ def external_data_of(model: Path) -> list[ExternalData]:
     """
     try:
         with model.open("rb") as file:
+            if os.fstat(file.fileno()).st_size > LARGEST_MESSAGE:
+                raise ValueError("it is larger than 2 GiB, which no protobuf message is")
             # Not closed by hand: views into it may live on in an error's traceback.
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         return list(dict.fromkeys(_walk(memoryview(data), "model", 0)))

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import os
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 from pydantic import ValidationError
@@ -25,6 +26,7 @@ from mimiq_runtime.atomic import (
     sha256_of,
     write_json,
 )
+from mimiq_runtime.bounded_file import read_text
 from mimiq_runtime.errors import DivergedError, InvalidInputError, RunDirectoryError
 from mimiq_runtime.event_log import note_finished, note_started, record_events
 from mimiq_runtime.manifest import (
@@ -190,11 +192,24 @@ class RunDirectory:
             )
         return path
 
+    def finished(self, relative: str, *, made_by: str) -> Path | None:
+        """Path of a file as :meth:`existing` gives it; None where none was finished.
+
+        Raises:
+            RunDirectoryError: It was finished, and has been removed or changed since.
+        """
+        if relative not in self.manifest.files:
+            return None
+        return self.existing(relative, made_by=made_by)
+
     def is_intact(self, relative: str) -> bool:
         """Whether a recorded file is there with the content that was recorded."""
         records = (self.manifest.files.get(relative), self.manifest.replacing.get(relative))
         try:
             path = self.path(relative)
+            # Reading a pipe would wait for ever.
+            if not path.is_file():
+                return False
             size = path.stat().st_size
             # A digest of gigabytes takes seconds; another size needs none.
             return any(
@@ -387,10 +402,12 @@ class RunDirectory:
     def _metric_lines(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Lines of ``metrics.jsonl`` as they are, and as records."""
         path = self.path(self.METRICS)
-        if not path.exists():
+        if not os.path.lexists(path):
             return
         try:
-            for line in path.read_text(encoding="utf-8").splitlines():
+            if self.METRICS in self.manifest.files and not self.is_intact(self.METRICS):
+                raise ValueError("its content is not what run.json has the SHA-256 of")
+            for line in read_text(path).splitlines():
                 record = parse_json(line)
                 if not _is_metric(record):
                     raise ValueError(f"{line[:60]!r} has no stage and piece")

@@ -6,17 +6,17 @@ nesting with an error of its own. A file that two readers would read differently
 
 from __future__ import annotations
 
-import errno
 import json
-import stat
 from typing import TYPE_CHECKING, Any, NoReturn
+
+from mimiq_runtime.bounded_file import LARGEST_FILE, read_bytes
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 __all__ = ["LARGEST_DOCUMENT", "parse_json", "read_json"]
 
-LARGEST_DOCUMENT = 64 * 2**20
+LARGEST_DOCUMENT = LARGEST_FILE
 """Bytes of the largest file that is read; the tables of the largest models have two million."""
 
 
@@ -39,17 +39,10 @@ def read_json(path: Path) -> Any:
     """The content of a JSON file.
 
     Raises:
-        OSError: The file cannot be read.
+        OSError: The file cannot be read, or is no regular file.
         ValueError: As :func:`parse_json`, or the file is larger than :data:`LARGEST_DOCUMENT`.
     """
-    # Opening a pipe would wait for ever for somebody to write into it.
-    if not stat.S_ISREG(path.stat().st_mode):
-        raise OSError(errno.EINVAL, "it is not a regular file")
-    with path.open("rb") as file:
-        content = file.read(LARGEST_DOCUMENT + 1)
-    if len(content) > LARGEST_DOCUMENT:
-        raise ValueError(f"it is larger than {LARGEST_DOCUMENT // 2**20} MiB")
-    return parse_json(content)
+    return parse_json(read_bytes(path, LARGEST_DOCUMENT))
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -56,7 +56,7 @@ def quantization_json(run: RunDirectory, data: bytes) -> None:
 
 
 def metrics_jsonl(run: RunDirectory, data: bytes) -> None:
-    (run.root / run.METRICS).write_bytes(data)
+    write(run, run.METRICS, data)
     run.read_metrics("synthesis")
 
 
@@ -70,7 +70,7 @@ def events_jsonl(run: RunDirectory, data: bytes) -> None:
 
 
 def export_json(run: RunDirectory, data: bytes) -> None:
-    (run.root / "export/ort-cpu/export.json").write_bytes(data)
+    write(run, "export/ort-cpu/export.json", data)
     exported_scope(run, "ort-cpu")
 
 

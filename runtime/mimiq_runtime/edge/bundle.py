@@ -8,6 +8,7 @@ from pathlib import PurePosixPath
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from mimiq_runtime.bounded_file import read_text
 from mimiq_runtime.errors import BundleError
 from mimiq_runtime.input_form import InputForm
 from mimiq_runtime.strict_json import read_json
@@ -65,7 +66,7 @@ def open_bundle(folder: Path) -> Bundle:
         if faults:
             raise BundleError(f"This bundle is not complete: {', '.join(faults)}; copy it again.")
         return _describe(folder, manifest)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
         raise _damaged(folder / MANIFEST) from error
 
 
@@ -78,9 +79,7 @@ def _describe(folder: Path, manifest: dict[str, Any]) -> Bundle:
         model=folder / manifest["model_file"],
         takes=InputForm(manifest["takes"]),
         preprocessing=SimpleNamespace(**manifest["preprocessing"]),
-        labels=None
-        if labels is None
-        else tuple((folder / labels).read_text(encoding="utf-8").splitlines()),
+        labels=None if labels is None else tuple(read_text(folder / labels).splitlines()),
         version_compatible=manifest["version_compatible"],
     )
 
