@@ -8,6 +8,7 @@ printed; 130 interrupted by Ctrl-C, 143 by SIGTERM.
 from __future__ import annotations
 
 import difflib
+import errno
 import importlib
 import os
 import signal
@@ -18,6 +19,7 @@ import click
 
 from mimiq_deploy.one_voice import one_voice, several_processes
 from mimiq_runtime.errors import InvalidInputError, MimiqDeployError
+from mimiq_runtime.printable import one_sentence, printable
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -105,6 +107,13 @@ class LazyGroup(click.Group):
         super().__init__(**arguments)
         self.table = table
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Refuse words that are not text, such as file names in another encoding."""
+        for word in args:
+            if not _is_text(word):
+                ctx.fail(f"{printable(word)[:200]} is not UTF-8; rename the file.")
+        return super().parse_args(ctx, args)
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Names in the order of the table."""
         return list(self.table)
@@ -143,6 +152,12 @@ class LazyGroup(click.Group):
         except MimiqDeployError as error:
             _report(str(error))
             ctx.exit(error.exit_code)
+        except OSError as error:
+            # click ends quietly where the reader of a pipe has gone.
+            if error.errno == errno.EPIPE:
+                raise
+            _report(_refusal(error))
+            ctx.exit(InvalidInputError.exit_code)
         except KeyboardInterrupt:
             self._report_interruption(ctx, "Interrupted")
             ctx.exit(INTERRUPTED)
@@ -160,10 +175,23 @@ def _terminate(number: int, frame: FrameType | None) -> NoReturn:
     raise Terminated
 
 
+def _is_text(word: str) -> bool:
+    try:
+        word.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _report(message: str) -> None:
     """Print an error on standard error, in one line."""
-    sentence = " ".join(line.strip() for line in message.splitlines())
-    click.echo(f"Error: {sentence}", err=True)
+    click.echo(f"Error: {one_sentence(message)}", err=True)
+
+
+def _refusal(error: OSError) -> str:
+    """What the system refused, where no command foresaw it: a name too long, a disk that fails."""
+    place = "" if error.filename is None else f" {str(error.filename)[:200]}"
+    return f"The system cannot use{place}: {error.strerror or error}; check the path and the disk."
 
 
 def _load(name: str, module: str) -> click.Command:

@@ -22,6 +22,7 @@ _EVERYWHERE = (
     "input_form.py",
     "metrics.py",
     "preprocessing.py",
+    "printable.py",
     "ranking.py",
     "strict_json.py",
 )

@@ -12,6 +12,7 @@ import click
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.text import Text
 
 __all__ = [
     "engine_option",
@@ -112,17 +113,27 @@ def print_json(value: Any) -> None:
     Raises:
         ValueError: The value holds NaN or infinity, which JSON cannot say.
     """
-    click.echo(json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False))
+    from mimiq_runtime.printable import printable
+
+    click.echo(printable(json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False)))
 
 
 def output_console() -> Console:
     """Where tables are printed: standard output, as text that is taken literally.
 
+    No markup is in it, and what a terminal would obey is written as an escape.
+
     Into a file or a pipe they are 120 columns wide unless ``COLUMNS`` says otherwise.
     """
     from rich.console import Console
 
+    from mimiq_runtime.printable import printable
+
+    class LiteralConsole(Console):
+        def render_str(self, text: str, **options: Any) -> Text:
+            return super().render_str(printable(text), **options)
+
     fixed = not sys.stdout.isatty() and "COLUMNS" not in os.environ
-    return Console(
+    return LiteralConsole(
         markup=False, highlight=False, emoji=False, width=_WIDTH_OF_A_FILE if fixed else None
     )

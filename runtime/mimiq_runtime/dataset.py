@@ -325,10 +325,17 @@ def _class_indices(
 
 
 def _pictures_under(folder: Path) -> list[Path]:
-    return sorted(
+    found = sorted(
         path
         for path in folder.rglob("*")
         if path.suffix.lower() in IMAGE_SUFFIXES
         and not path.name.startswith(".")
         and path.is_file()
     )
+    for path in found:
+        # They are written down with what each model said.
+        if os.fsencode(path).decode("utf-8", "replace") != str(path):
+            raise DatasetError(
+                f"The name {path.name[:200]!r} below {folder} is not UTF-8; rename the picture."
+            )
+    return found

@@ -9,6 +9,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from mimiq_runtime.peak_memory import describe_peak, peak_cuda_mib, peak_rss_mib
+from mimiq_runtime.printable import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -80,12 +81,12 @@ def progress_bar(
 
     console = Console(stderr=True)
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
     )
     with Progress(
         *columns, console=console, disable=not (visible and console.is_terminal)
@@ -94,6 +95,7 @@ def progress_bar(
         lines = _Lines(description, total) if visible and not console.is_terminal else None
 
         def advance(steps: int, note: str = "") -> None:
+            note = printable(note)
             progress.update(task, advance=steps, note=note)
             if lines is not None:
                 lines.advance(steps, note)

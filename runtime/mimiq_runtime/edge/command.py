@@ -12,6 +12,7 @@ import numpy as np
 
 from mimiq_runtime.errors import EngineError, MimiqDeployError
 from mimiq_runtime.metrics import softmax
+from mimiq_runtime.printable import one_sentence, printable
 from mimiq_runtime.ranking import best_classes
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ class Command:
         self._rows.append({"image": str(picture), "top": top})
         if not self._as_json:
             names = (f"{c['label'] or c['index']} {c['probability']:.2%}" for c in top)
-            print(f"{picture}: {', '.join(names)}")
+            print(printable(f"{picture}: {', '.join(names)}"))
 
     def __enter__(self) -> Command:
         return self
@@ -90,9 +91,9 @@ class Command:
         traceback: TracebackType | None,
     ) -> None:
         if isinstance(error, MimiqDeployError):
-            print(f"Error: {error}", file=sys.stderr)
+            print(f"Error: {one_sentence(str(error))}", file=sys.stderr)
             sys.exit(error.exit_code)
         if error is None and not self.pictures:
             print("Every file is the one that was packed.")
         elif error is None and self._as_json:
-            print(json.dumps({"predictions": self._rows}, indent=2, ensure_ascii=False))
+            print(printable(json.dumps({"predictions": self._rows}, indent=2, ensure_ascii=False)))
