@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 from pydantic import Field, ValidationError, field_validator
@@ -80,10 +81,15 @@ def read_gate_file(path: Path) -> GateFile:
             f"The gates {path} cannot be used: {' '.join(str(error).split())}; give a YAML file."
         ) from error
     try:
-        return GateFile.model_validate(content)
+        # By way of JSON each value has to be of its own type: no truth for 1, no text for 0.9.
+        return GateFile.model_validate_json(json.dumps(content), strict=True)
     except ValidationError as error:
         raise InvalidInputError(
             f"The gates {path} are not valid: {'; '.join(describe_faults(error))}."
+        ) from error
+    except (TypeError, ValueError) as error:
+        raise InvalidInputError(
+            f"The gates {path} are not valid: {error}; give names and numbers."
         ) from error
 
 

@@ -12,6 +12,7 @@ from mimiq_runtime.errors import MissingDependencyError, OnnxModelError
 from mimiq_runtime.grid import Grid
 from mimiq_runtime.layer_parity import IMAGES, QuantizedValues
 from mimiq_runtime.manifest import Preprocessing
+from mimiq_runtime.schema import parse_schema, reason_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -123,7 +124,11 @@ def write_tapped(source: Path, folder: Path, *, codes: bool) -> TappedModel:
     for weights in source.parent.glob(f"{source.name}.*.data"):
         shutil.copy(weights, folder)
     return TappedModel(
-        path, outputs, quantizers, graph.made_by(model.graph.output[0].name), _preprocessing(model)
+        path,
+        outputs,
+        quantizers,
+        graph.made_by(model.graph.output[0].name),
+        _preprocessing(model, source),
     )
 
 
@@ -135,11 +140,16 @@ def _import_onnx() -> Any:
     return onnx
 
 
-def _preprocessing(model: Any) -> Preprocessing | None:
+def _preprocessing(model: Any, source: Path) -> Preprocessing | None:
     facts = {entry.key: entry.value for entry in model.metadata_props}
     if _PREPROCESSING not in facts:
         return None
-    return Preprocessing.model_validate_json(facts[_PREPROCESSING])
+    try:
+        return parse_schema(Preprocessing, facts[_PREPROCESSING].encode())
+    except ValueError as error:
+        raise OnnxModelError(
+            f"{source} has a preprocessing that cannot be: {reason_of(error)}; export it again."
+        ) from error
 
 
 class _Graph:

@@ -1,7 +1,8 @@
-"""YAML that a user wrote, read safely: no objects, no aliases, no repeated keys, not too much."""
+"""YAML that a user wrote, read safely: no objects, aliases or repeated keys, not too much."""
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -36,12 +37,36 @@ class _StrictLoader(yaml.SafeLoader):
             raise yaml.YAMLError(f"the key {', '.join(sorted(repeated))} is there more than once")
         return super().construct_mapping(node, deep)
 
+    def construct_scalar(self, node: Any) -> Any:
+        text = super().construct_scalar(node)
+        if isinstance(text, str) and _SURROGATE.search(text):
+            raise yaml.YAMLError("a text has half of a character, a lone surrogate")
+        return text
+
+    def construct_yaml_int(self, node: Any) -> int:
+        # Digits to the base of 16, 8 or 2 are not counted by Python, and cannot be printed.
+        value = super().construct_yaml_int(node)
+        if abs(value) >= 2**64:
+            raise yaml.YAMLError("a number is beyond 64 bits")
+        return int(value)
+
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_StrictLoader.add_constructor("tag:yaml.org,2002:int", _StrictLoader.construct_yaml_int)
+# YAML 1.1, and so PyYAML, takes 1e-3 for a text; 1.2, JSON and everybody else for a number.
+_StrictLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
+)
+
 
 def parse_yaml(text: str) -> Any:
     """What a text says.
 
     Raises:
-        YAML_ERRORS: It is not YAML, or has aliases or repeated keys.
+        YAML_ERRORS: It is not YAML, or has aliases, repeated keys, integers beyond 64 bits or
+            texts that cannot be encoded.
     """
     return yaml.load(text, Loader=_StrictLoader)  # a SafeLoader, and stricter
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mimiq_deploy.commands.model_options import ModelChoices, model_options
-from mimiq_deploy.commands.options import json_option, output_console, print_json
+from mimiq_deploy.commands.options import SEED, json_option, output_console, print_json
 
 if TYPE_CHECKING:
     from mimiq_runtime.event_log import Event
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     "preset=faithful or 'quantization.layer_bits={\"*.fc2\": a8}'; repeatable.",
 )
 @click.option("--device", default="cpu", show_default=True, help="torch's name of the device.")
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0))
+@click.option("--seed", default=0, show_default=True, type=SEED)
 @click.option("--resume", is_flag=True, help="Continue the run in the directory where it stopped.")
 @json_option
 def calibrate(

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 __all__ = [
+    "SEED",
     "engine_option",
     "engines_option",
     "gates_option",
@@ -25,6 +26,9 @@ __all__ = [
     "read_labels",
     "run_argument",
 ]
+
+SEED = click.IntRange(0, 2**62)
+"""What every library takes as a seed, with room for the seeds that follow it."""
 
 _WIDTH_OF_A_FILE = 120
 

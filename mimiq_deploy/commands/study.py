@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mimiq_deploy.commands.model_options import ModelChoices, model_options
-from mimiq_deploy.commands.options import json_option, output_console, print_json
+from mimiq_deploy.commands.options import SEED, json_option, output_console, print_json
 
 if TYPE_CHECKING:
     from mimiq_deploy.study.report import StudyReport
@@ -88,7 +88,7 @@ def _known_ones(names: tuple[str, ...], known: list[str]) -> tuple[str, ...]:
 @click.option(
     "--seeds", default=1, show_default=True, type=click.IntRange(min=1), help="Repetitions."
 )
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="The first.")
+@click.option("--seed", default=0, show_default=True, type=SEED, help="The first.")
 @click.option(
     "--ablations",
     is_flag=True,

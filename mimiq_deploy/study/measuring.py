@@ -15,8 +15,7 @@ from mimiq_runtime.dataset import iterate_batches, open_labelled_images
 from mimiq_runtime.metrics import agreement, kl_divergence, top1_accuracy
 from mimiq_runtime.preprocessing import normalise
 from mimiq_runtime.progress import progress_bar
-from mimiq_runtime.schema import Schema
-from mimiq_runtime.strict_json import read_json
+from mimiq_runtime.schema import Schema, read_schema
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -213,7 +212,7 @@ class Measurement:
 
         # One that is damaged is measured anew.
         if run.is_intact(self.FILE):
-            before = Measured.model_validate(read_json(run.path(self.FILE)))
+            before = read_schema(Measured, run.path(self.FILE))
             if before.yardstick == self.yardstick.sha256:
                 return before
         logits = self._logits(load_student(run).to(self._device))

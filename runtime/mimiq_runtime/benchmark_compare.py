@@ -9,12 +9,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
-
 from mimiq_runtime.benchmark import BenchmarkChange, BenchmarkComparison, BenchmarkReport
 from mimiq_runtime.errors import InvalidInputError
-from mimiq_runtime.schema import describe_faults
-from mimiq_runtime.strict_json import read_json
+from mimiq_runtime.schema import read_schema, reason_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -36,19 +33,15 @@ def read_benchmark(path: Path) -> BenchmarkReport:
         InvalidInputError: It is not there, or is no benchmark.
     """
     try:
-        report = BenchmarkReport.model_validate(read_json(path))
+        report = read_schema(BenchmarkReport, path)
     except OSError as error:
         raise InvalidInputError(
             f"{path} cannot be read: {error.strerror}; give a bench.json of an earlier run."
         ) from error
-    except ValidationError as error:
-        raise InvalidInputError(
-            f"{path} is no benchmark: {'; '.join(describe_faults(error)[:3])}; give a bench.json "
-            "that mimiq-deploy bench wrote."
-        ) from error
     except ValueError as error:
         raise InvalidInputError(
-            f"{path} is no benchmark: {error}; give a bench.json that mimiq-deploy bench wrote."
+            f"{path} is no benchmark: {reason_of(error)}; give a bench.json that mimiq-deploy "
+            "bench wrote."
         ) from error
     return _with_threads(report)
 

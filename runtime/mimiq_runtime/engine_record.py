@@ -5,14 +5,13 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError, model_validator
+from pydantic import model_validator
 
 from mimiq_runtime.cuda_device import CudaDevice
 from mimiq_runtime.errors import EngineError
 from mimiq_runtime.manifest import FileRecord
 from mimiq_runtime.precision_report import PrecisionReport
-from mimiq_runtime.schema import Schema, describe_faults
-from mimiq_runtime.strict_json import read_json
+from mimiq_runtime.schema import Schema, read_schema, reason_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -164,13 +163,9 @@ def read_engine_record(plan: Path) -> EngineRecord | None:
     if not path.is_file():
         return None
     try:
-        return EngineRecord.model_validate(read_json(path))
+        return read_schema(EngineRecord, path)
     except (OSError, ValueError) as error:
-        faults = (
-            "; ".join(describe_faults(error)[:3])
-            if isinstance(error, ValidationError)
-            else str(error)
-        )
         raise EngineError(
-            f"{path} is damaged: {faults}; build the engine again with mimiq-deploy build."
+            f"{path} is damaged: {reason_of(error)}; build the engine again with mimiq-deploy "
+            "build."
         ) from error

@@ -15,13 +15,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from mimiq_runtime.errors import InvalidInputError, RunDirectoryError
 from mimiq_runtime.metrics import softmax
 from mimiq_runtime.parity import LogitParity, compare_logits
-from mimiq_runtime.schema import Schema, describe_faults
-from mimiq_runtime.strict_json import read_json
+from mimiq_runtime.schema import Schema, read_schema, reason_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -97,12 +96,11 @@ def read_estimate(run: RunDirectory) -> CostEstimate | None:
         return None
     path = run.existing(ESTIMATE_PATH, made_by="mimiq-deploy calibrate")
     try:
-        return CostEstimate.model_validate(read_json(path))
-    except ValidationError as error:
-        faults = "; ".join(describe_faults(error)[:3])
-        raise RunDirectoryError(f"{path} is damaged: {faults}; calibrate again.") from error
+        return read_schema(CostEstimate, path)
     except (OSError, ValueError) as error:
-        raise RunDirectoryError(f"{path} is damaged: {error}; calibrate again.") from error
+        raise RunDirectoryError(
+            f"{path} is damaged: {reason_of(error)}; calibrate again."
+        ) from error
 
 
 def estimate_from_logits(

@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from mimiq_runtime.errors import InvalidInputError
 from mimiq_runtime.peak_memory import (
@@ -28,8 +28,8 @@ from mimiq_runtime.peak_memory import (
     peak_cuda_mib,
     peak_rss_mib,
 )
-from mimiq_runtime.schema import Schema
-from mimiq_runtime.strict_json import LARGEST_DOCUMENT, parse_json
+from mimiq_runtime.schema import Schema, parse_schema
+from mimiq_runtime.strict_json import LARGEST_DOCUMENT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -364,6 +364,6 @@ def _cut_torn_line(descriptor: int) -> None:
 
 def _parse(line: bytes) -> Event | None:
     try:
-        return Event.model_validate(parse_json(line))
-    except (ValueError, ValidationError):
+        return parse_schema(Event, line)
+    except ValueError:
         return None

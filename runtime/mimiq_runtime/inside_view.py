@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from mimiq_runtime.errors import RunDirectoryError
-from mimiq_runtime.schema import Schema, describe_faults
+from mimiq_runtime.schema import Schema, read_schema, reason_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -111,11 +111,10 @@ def read_inside_record(run: RunDirectory) -> InsideRecord | None:
         return None
     path = run.existing(INSIDE_RECORD, made_by=MADE_BY)
     try:
-        record = InsideRecord.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        faults = "; ".join(describe_faults(error)[:3])
+        record = read_schema(InsideRecord, path)
+    except (OSError, ValueError) as error:
         raise RunDirectoryError(
-            f"{path} is damaged: {faults}; delete it and run {MADE_BY} again."
+            f"{path} is damaged: {reason_of(error)}; delete it and run {MADE_BY} again."
         ) from error
     return record if record.quantized_sha256 == weights.sha256 else None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from enum import StrEnum
 from pathlib import PurePosixPath
 from typing import Any, Literal, Self
@@ -24,6 +25,12 @@ __all__ = [
 
 SCHEMA_VERSION = 1
 """Raised whenever an older program could misread a newer run directory."""
+
+LARGEST_SEED = 2**63 - 1
+"""What every library takes as a seed."""
+
+FARTHEST_MEAN, SMALLEST_STD, LARGEST_STD = 1e3, 1e-4, 1e3
+"""Pixels are from 0 to 1: beyond these, normalised ones would all be alike, or not finite."""
 
 LARGEST_INPUT = 64_000_000
 """Values of one input image; a picture of more pixels is not read either."""
@@ -61,6 +68,13 @@ class Preprocessing(Schema):
             raise ValueError("sizes and standard deviations must be positive")
         if not all(math.isfinite(value) for value in (*self.mean, *self.std)):
             raise ValueError("means and standard deviations must be finite")
+        if not all(abs(value) <= FARTHEST_MEAN for value in self.mean) or not all(
+            SMALLEST_STD <= value <= LARGEST_STD for value in self.std
+        ):
+            raise ValueError(
+                f"means must be within {FARTHEST_MEAN:g} of 0, and standard deviations from "
+                f"{SMALLEST_STD:g} to {LARGEST_STD:g}, of pixels from 0 to 1"
+            )
         # Before memory is taken for a batch of them.
         if math.prod(self.input_size) > LARGEST_INPUT:
             raise ValueError(f"an input has at most {LARGEST_INPUT} values")
@@ -142,7 +156,7 @@ class RunManifest(Schema):
     model: ModelRecord
     preprocessing: Preprocessing
     recipe: dict[str, Any]
-    seed: int
+    seed: int = Field(ge=0, le=LARGEST_SEED)
     environment: dict[str, str]
     stages: dict[str, StageRecord] = Field(default_factory=dict)
     files: dict[str, FileRecord] = Field(default_factory=dict)
@@ -154,6 +168,8 @@ class RunManifest(Schema):
             path = PurePosixPath(relative)
             if not path.parts or path.is_absolute() or ".." in path.parts or str(path) != relative:
                 raise ValueError(f"{relative[:80]!r} is not the path of a file inside the run")
+            if not relative.isprintable() or max(len(os.fsencode(p)) for p in path.parts) > 255:
+                raise ValueError(f"{relative[:80]!r} is not the name of a file")
         return self
 
     @property

@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from pydantic import ValidationError
 
 from mimiq_runtime.errors import RunDirectoryError
 from mimiq_runtime.metrics import softmax
-from mimiq_runtime.schema import Schema, describe_faults
+from mimiq_runtime.schema import Schema, read_schema, reason_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -77,10 +76,11 @@ def read_predictions(run: RunDirectory) -> PicturePredictions | None:
         return None
     path = run.existing(PREDICTIONS, made_by="mimiq-deploy validate --data")
     try:
-        found = PicturePredictions.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        faults = "; ".join(describe_faults(error)[:3])
-        raise RunDirectoryError(f"{path} is damaged: {faults}; validate again.") from error
+        found = read_schema(PicturePredictions, path)
+    except (OSError, ValueError) as error:
+        raise RunDirectoryError(
+            f"{path} is damaged: {reason_of(error)}; validate again."
+        ) from error
     lengths = {len(found.pictures)}
     lengths |= set() if found.labels is None else {len(found.labels)}
     lengths |= {

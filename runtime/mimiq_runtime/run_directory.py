@@ -26,7 +26,7 @@ from mimiq_runtime.atomic import (
     sha256_of,
     write_json,
 )
-from mimiq_runtime.bounded_file import read_text
+from mimiq_runtime.bounded_file import read_bytes, read_text
 from mimiq_runtime.errors import DivergedError, InvalidInputError, RunDirectoryError
 from mimiq_runtime.event_log import note_finished, note_started, record_events
 from mimiq_runtime.manifest import (
@@ -38,8 +38,8 @@ from mimiq_runtime.manifest import (
 )
 from mimiq_runtime.quantization_table import QuantizationTable
 from mimiq_runtime.run_lock import LOCK_FILE, LockHolder, hold_directory
-from mimiq_runtime.schema import describe_faults
-from mimiq_runtime.strict_json import parse_json, read_json
+from mimiq_runtime.schema import parse_schema, read_schema, reason_of
+from mimiq_runtime.strict_json import parse_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -440,12 +440,9 @@ class RunDirectory:
         """
         path = self.existing(self.TABLE, made_by="mimiq-deploy calibrate")
         try:
-            return QuantizationTable.model_validate(read_json(path))
-        except ValidationError as error:
-            faults = "; ".join(describe_faults(error)[:3])
-            raise RunDirectoryError(f"{path} is damaged: {faults}.") from error
+            return read_schema(QuantizationTable, path)
         except (OSError, ValueError) as error:
-            raise RunDirectoryError(f"{path} is damaged: {error}.") from error
+            raise RunDirectoryError(f"{path} is damaged: {reason_of(error)}.") from error
 
     def _write_stage(self, stage: str, record: StageRecord) -> None:
         stages = {**self.manifest.stages, stage: record}
@@ -510,7 +507,8 @@ def _read_manifest(root: Path) -> RunManifest:
     try:
         if not path.resolve().is_relative_to(root.resolve()):
             raise ValueError("it is a link that leads out of the run")
-        content = read_json(path)
+        content = read_bytes(path)
+        _check_version(path, parse_json(content))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise RunDirectoryError(
             f"{root} is not a run directory: it has no {path.name}; "
@@ -518,12 +516,10 @@ def _read_manifest(root: Path) -> RunManifest:
         ) from error
     except (OSError, RuntimeError, ValueError) as error:
         raise RunDirectoryError(f"{path} cannot be read as JSON: {error}.") from error
-    _check_version(path, content)
     try:
-        return RunManifest.model_validate(content)
+        return parse_schema(RunManifest, content)
     except ValidationError as error:
-        faults = "; ".join(describe_faults(error)[:3])
-        raise RunDirectoryError(f"{path} does not describe a run: {faults}.") from error
+        raise RunDirectoryError(f"{path} does not describe a run: {reason_of(error)}.") from error
 
 
 def _check_version(path: Path, content: Any) -> None:

@@ -1,12 +1,15 @@
 """Reading JSON that somebody else may have written: bounded, and with one meaning only.
 
 Python's parser takes the last of two equal keys, knows NaN and infinity, and gives up on deep
-nesting with an error of its own. A file that two readers would read differently is refused here.
+nesting with an error of its own; it guesses among encodings, reads halves of characters that
+cannot be written again, and integers that are too long to print. A file that two readers would
+read differently is refused here.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from mimiq_runtime.bounded_file import LARGEST_FILE, read_bytes
@@ -19,20 +22,33 @@ __all__ = ["LARGEST_DOCUMENT", "parse_json", "read_json"]
 LARGEST_DOCUMENT = LARGEST_FILE
 """Bytes of the largest file that is read; the tables of the largest models have two million."""
 
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]|[\ud800-\udfff]")
+
 
 def parse_json(text: str | bytes) -> Any:
     """The value that a JSON text stands for.
 
     Raises:
-        ValueError: It is no JSON, not UTF-8, has a key twice, has NaN or infinity, or is nested too
-            deeply; the message says which.
+        ValueError: It is no JSON, not UTF-8, has a key twice, has NaN, infinity, an integer beyond
+            64 bits or a lone surrogate, or is nested too deeply; the message says which.
     """
     try:
-        return json.loads(
-            text, object_pairs_hook=_object, parse_constant=_no_constant, parse_float=_finite
+        decoded = text if isinstance(text, str) else text.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"it is not UTF-8 (byte {error.start})") from error
+    try:
+        value = json.loads(
+            decoded,
+            object_pairs_hook=_object,
+            parse_constant=_no_constant,
+            parse_float=_finite,
+            parse_int=_integer,
         )
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
+    if _SURROGATE.search(decoded) is not None:
+        _check_characters(value)
+    return value
 
 
 def read_json(path: Path) -> Any:
@@ -56,6 +72,22 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
+
+
+def _integer(text: str) -> int:
+    # Signed or not; whoever reads it may have no others. Digits are counted before they are read.
+    value = int(text) if len(text) <= 20 else 2**64
+    if not -(2**63) <= value < 2**64:
+        raise ValueError(f"{text[:40]} is too large a number")
+    return value
+
+
+def _check_characters(value: Any) -> None:
+    """Refuse texts that cannot be encoded; a pair of surrogates is one character by now."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError("it has half of a character, a lone surrogate") from error
 
 
 def _finite(text: str) -> float:

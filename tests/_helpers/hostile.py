@@ -5,6 +5,8 @@ from __future__ import annotations
 import resource
 from typing import TYPE_CHECKING
 
+import timm  # noqa: F401  what libraries take when they are loaded is not the hostile file's
+import torch  # noqa: F401
 from click.testing import CliRunner
 
 from mimiq_deploy.cli import cli

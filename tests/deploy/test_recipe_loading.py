@@ -415,8 +415,8 @@ class TestNotation:
             parse_setting(f"a={value}")
 
     def test_numbers_as_yaml_reads_them(self) -> None:
-        """YAML 1.1 takes 1e-4 for text; the recipe reads it as the number that was meant."""
-        assert parse_setting("a=1e-4")[1] == "1e-4"
+        """YAML 1.1 would take 1e-4 for text; it is read as the number that was meant."""
+        assert parse_setting("a=1e-4")[1] == 1e-4
         assert yaml.safe_load("1e-4") == "1e-4"
         settings = ["distillation.learning_rate=1e-4"]
         assert load_recipe("quick", settings=settings).distillation.learning_rate == 1e-4

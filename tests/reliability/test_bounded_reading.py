@@ -7,7 +7,6 @@ import signal
 from typing import TYPE_CHECKING, NoReturn
 
 import pytest
-import torch  # noqa: F401  so that its memory is not that of the first test
 from _helpers.hostile import refused
 from _helpers.runs import ONNX_PATH, SIZE, make_run
 from click.testing import CliRunner

@@ -6,6 +6,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 from _helpers.hostile import refused
+from _helpers.runs import make_run
+
+from mimiq_deploy.gate_file import read_gate_file
+from mimiq_deploy.strict_yaml import YAML_ERRORS, parse_yaml
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -112,3 +116,87 @@ def test_no_file(tmp_path: Path, kind: str) -> None:
     refused(
         ["calibrate", "vit_tiny_patch16_224", "-o", tmp_path / "run", "--recipe", path], tmp_path
     )
+
+
+@pytest.mark.parametrize(
+    "number",
+    [
+        "0x" + "f" * 5000,
+        "0b" + "1" * 20_000,
+        "0" + "7" * 9000,
+        "9" * 4000,
+        "9" * 5000,
+        "1:" * 900 + "1",
+    ],
+    ids=lambda number: f"{number[:3]} of {len(number)}",
+)
+def test_integers_beyond_any_setting(tmp_path: Path, number: str) -> None:
+    """Python counts the digits of decimal ones only, and cannot print the others."""
+    (tmp_path / "outside").mkdir()
+    path = tmp_path / "hostile.yaml"
+    path.write_text(f"synthesis:\n  num_images: {number}\n")
+    make_run(tmp_path / "run")
+    target = ["calibrate", "vit_tiny_patch16_224", "-o", tmp_path / "new"]
+    for words in (
+        [*target, "--recipe", path],
+        [*target, "--set", f"synthesis.num_images={number}"],
+        [*target, "--model-arg", f"depth={number}"],
+        [*target, "--preprocessing", f"mean=[{number},0,0]"],
+        ["validate", tmp_path / "run", "--gates", path],
+    ):
+        assert len(refused(words, tmp_path / "outside")) < 1600
+
+
+@pytest.mark.parametrize(
+    "text", ['"\\ud800"', '"a\\udfffb"', '{"\\ud800": 1}', '["\\ud83d\\ude00"]']
+)
+def test_halves_of_characters(tmp_path: Path, text: str) -> None:
+    """YAML has no pairs of them: each is half of a character, and cannot be written."""
+    with pytest.raises(YAML_ERRORS, match="half of a character"):
+        parse_yaml(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("1e-3", 1e-3), ("-2E5", -2e5), ("1.5e3", 1500.0), ("3.e1", 30.0), ("+1e+2", 100.0)],
+)
+def test_powers_of_ten_are_numbers(text: str, value: float) -> None:
+    """Against JSON, which takes them for numbers; PyYAML does not where no sign or dot is there."""
+    parsed = parse_yaml(text)
+    assert isinstance(parsed, float)
+    assert parsed == value
+
+
+@pytest.mark.parametrize("text", ["e5", "1e", "1e5x", "0x1e5", "a1e5", "v1e5"])
+def test_what_only_looks_like_one(text: str) -> None:
+    assert not isinstance(parse_yaml(text), float)
+
+
+GATES = {
+    "a truth for a number": "validate: {min_agreement: true}",
+    "a text for a number": 'validate: {min_agreement: "0.9"}',
+    "a truth for a tolerance": "bench: {tolerance: false}",
+    "an infinity": "validate: {max_kl: .inf}",
+    "no number": "validate: {min_sqnr: .nan}",
+    "a date": "validate: {min_agreement: 2024-01-01}",
+    "a list": "validate: {min_agreement: [0.9]}",
+    "bytes": "validate: {min_agreement: !!binary MC45}",
+    "a set": "validate: {engines: !!set {ort-cpu}}",
+    "a list of nothing": "[]",
+    "nothing": "",
+}
+
+
+@pytest.mark.parametrize("name", GATES)
+def test_gates(tmp_path: Path, name: str) -> None:
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "gates.yaml").write_text(GATES[name])
+    make_run(tmp_path / "run")
+    words = ["validate", tmp_path / "run", "--gates", tmp_path / "gates.yaml"]
+    assert "The gates" in refused(words, tmp_path / "outside")
+
+
+def test_gates_that_are_gates(tmp_path: Path) -> None:
+    (tmp_path / "gates.yaml").write_text("validate: {min_agreement: 1, max_kl: 1e-3}\n")
+    gates = read_gate_file(tmp_path / "gates.yaml").validate_
+    assert (gates.min_agreement, gates.max_kl) == (1.0, 1e-3)

@@ -8,7 +8,6 @@ import re
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import torch  # noqa: F401  so that its memory is not that of the first test
 from _helpers.hostile import refused
 from _helpers.runs import SIZE, make_run
 from click.testing import CliRunner

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,7 @@ from mimiq_runtime.report.section import DataTable, Figure, Note, Section, missi
 from mimiq_runtime.report.shown_parity import FULL_PRECISION_REFERENCE, read_parity
 from mimiq_runtime.report.speed import read_speed
 from mimiq_runtime.session import known_engines, target_of
+from mimiq_runtime.strict_json import read_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -193,12 +193,13 @@ def _quality_of_run(run: RunDirectory) -> dict[str, float]:
     cost = read_estimate(run)
     if cost is not None:
         quality["estimate"] = cost.accuracy_kept
-    if STUDY in run.manifest.files and run.path(STUDY).is_file():
+    study = run.finished(STUDY, made_by="mimiq-deploy study")
+    if study is not None:
         try:
-            quality["study"] = float(json.loads(run.path(STUDY).read_bytes())["agreement"])
-        except (ValueError, KeyError, TypeError) as error:
+            quality["study"] = float(read_json(study)["agreement"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise InvalidInputError(
-                f"{run.path(STUDY)} is damaged: {error!r}; run the study again."
+                f"{study} is damaged: {error!r:.200}; run the study again."
             ) from error
     return quality
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field
 
 from mimiq_runtime.errors import RunDirectoryError
 from mimiq_runtime.gates import GateResult
 from mimiq_runtime.parity import LogitParity
-from mimiq_runtime.schema import Schema, describe_faults
+from mimiq_runtime.schema import Schema, read_schema, reason_of
 
 if TYPE_CHECKING:
     from mimiq_runtime.run_directory import RunDirectory
@@ -78,7 +78,8 @@ def read_parity(run: RunDirectory) -> ShownParity | None:
         return None
     path = run.existing(PARITY, made_by="mimiq-deploy validate")
     try:
-        return ShownParity.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        faults = "; ".join(describe_faults(error)[:3])
-        raise RunDirectoryError(f"{path} is damaged: {faults}; validate again.") from error
+        return read_schema(ShownParity, path)
+    except (OSError, ValueError) as error:
+        raise RunDirectoryError(
+            f"{path} is damaged: {reason_of(error)}; validate again."
+        ) from error
