@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -12,6 +12,8 @@ from mimiq_runtime.errors import ImageError, InvalidInputError
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from numpy.typing import NDArray
 
 __all__ = ["IMAGE_SUFFIXES", "MAX_PIXELS", "image_mode", "load_image"]
 
@@ -22,6 +24,12 @@ IMAGE_SUFFIXES = frozenset(
 
 MAX_PIXELS = 64_000_000
 """A picture with more pixels is refused before it is decoded."""
+
+LARGEST_FILE = 512 * 2**20
+"""Bytes of the largest file: such a picture without compression, four channels of 16 bits."""
+
+_AT_ONCE = 2**20
+"""Samples that are scaled at once, so that the memory for it does not grow with the picture."""
 
 # Named, so that no file can reach a plugin that starts another program, as EPS does.
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
@@ -67,13 +75,19 @@ def load_image(path: Path, *, channels: int) -> Image.Image:
     if path.exists() and not path.is_file():
         raise ImageError(f"{path} is not a file; give a picture.")
     try:
+        # Some decoders read the file as a whole, before they tell how large the picture is.
+        if path.stat().st_size > LARGEST_FILE:
+            raise ImageError(
+                f"{path} is too large: at most {LARGEST_FILE // 2**20} MiB; make it smaller."
+            )
         # Pillow warns of large pictures and of odd metadata; the limit here is an error instead.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(path, formats=_FORMATS) as image:
                 _check_size(path, image)
-                upright = ImageOps.exif_transpose(image)
-                return _to_8_bits(path, upright, image.format).convert(mode)
+                # In place: a copy would take as much memory again.
+                ImageOps.exif_transpose(image, in_place=True)
+                return _to_8_bits(path, image, image.format).convert(mode)
     except ImageError:
         raise
     except FileNotFoundError as error:
@@ -107,13 +121,22 @@ def _to_8_bits(path: Path, image: Image.Image, file_format: str | None) -> Image
         image.mode == "I" and file_format in ("PNG", "PPM")
     )
     if sixteen_bit:
-        values = np.asarray(image).astype(np.int64)
-        return Image.fromarray(((values + 128) // 257).clip(0, 255).astype(np.uint8))
+        return Image.fromarray(_from_16_bits(np.asarray(image)))
     if image.mode in ("I", "F"):
         raise ImageError(
             f"{path} has 32-bit samples, whose range is not known; convert it to 8 or 16 bits."
         )
     return image
+
+
+def _from_16_bits(samples: NDArray[Any]) -> NDArray[np.uint8]:
+    """``round(value / 257)``: samples (H, W) from 0 to 65535 as 8 bits."""
+    scaled = np.empty(samples.size, np.uint8)
+    flat = samples.reshape(-1)
+    for start in range(0, samples.size, _AT_ONCE):
+        part = flat[start : start + _AT_ONCE].astype(np.int64)
+        scaled[start : start + _AT_ONCE] = ((part + 128) // 257).clip(0, 255)
+    return scaled.reshape(samples.shape)
 
 
 def _reason(error: Exception) -> str:

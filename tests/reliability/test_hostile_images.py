@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import io
 import struct
+import subprocess
+import sys
 import zipfile
 import zlib
 from typing import TYPE_CHECKING, Any
@@ -15,7 +17,9 @@ from _helpers.hostile import refused
 from _helpers.runs import make_run
 from PIL import Image, ImageCms
 
+from mimiq_runtime.errors import ImageError
 from mimiq_runtime.images import load_image
+from mimiq_runtime.report.embedding import embed_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -117,6 +121,51 @@ def test_no_files(tmp_path: Path, name: str) -> None:
     elif name == "a pipe":
         os.mkfifo(path)
     refused(["predict", run.root, path], run.root)
+
+
+def test_a_file_of_gigabytes(tmp_path: Path) -> None:
+    """WebP's decoder reads the whole file before it says how large the picture is."""
+    path = tmp_path / "picture.webp"
+    path.write_bytes(saved(Image.fromarray(RAMP), "WEBP"))
+    with path.open("r+b") as file:
+        file.truncate(5 * 2**30)
+    run = make_run(tmp_path / "run")
+    assert "at most 512 MiB" in refused(["predict", run.root, path], run.root)
+
+
+LOADING = """
+import pathlib, resource, sys
+from mimiq_runtime.images import load_image
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+picture = load_image(pathlib.Path(sys.argv[1]), channels=3)
+print(*picture.size, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+"""
+
+
+@pytest.mark.parametrize(("depth", "colour", "size"), [(16, 0, 2), (8, 6, 4)])
+def test_memory_of_the_largest_pictures(tmp_path: Path, depth: int, colour: int, size: int) -> None:
+    """Grey of 16 bits, and RGBA: the decoded picture, the answer, and little beside."""
+    width, height = 8000, 8000
+    head = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    row = zlib.compressobj(1)
+    body = b"".join(row.compress(bytes(1 + size * width)) for _ in range(height)) + row.flush()
+    path = tmp_path / "picture.png"
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", LOADING, str(path)], capture_output=True, text=True, check=True
+    )
+    *shape, mib = done.stdout.split()
+    assert shape == [str(width), str(height)]
+    assert float(mib) < 600
+
+
+def test_a_preview_that_is_a_bomb(tmp_path: Path) -> None:
+    for name, data in {"large": png(60_000, 60_000), "few": png(4000, 4000)}.items():
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(ImageError, match=name):
+            embed_file(tmp_path / name)
 
 
 class TestOddAndRight:

@@ -33,10 +33,11 @@ def embed_file(path: Path) -> str:
     """
     try:
         with Image.open(path, formats=("PNG",)) as opened:
-            opened.load()
-            image = opened.convert("L" if opened.mode == "L" else "RGB")
-    except (OSError, ValueError) as error:
-        raise ImageError(f"{path} cannot be read as PNG: {error}.") from error
+            channels = 1 if opened.mode == "L" else 3
+    # As in load_image: a damaged file makes a decoder raise nearly anything.
+    except Exception as error:
+        raise ImageError(f"{path} cannot be read as PNG: {error!s:.200}.") from error
+    image = load_image(path, channels=channels)
     if image.width > _WIDEST:
         image.thumbnail((_WIDEST, 4 * _WIDEST), Image.Resampling.LANCZOS)
         return _address(image, lossless=False)
