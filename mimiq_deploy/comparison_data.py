@@ -11,6 +11,7 @@ import numpy as np
 from mimiq_runtime.dataset import open_pictures
 from mimiq_runtime.errors import InvalidInputError
 from mimiq_runtime.preprocessing import read_pixels
+from mimiq_runtime.run_images import read_shard, shards_of
 from mimiq_runtime.schema import Schema
 
 if TYPE_CHECKING:
@@ -126,10 +127,7 @@ def _photographs(run: RunDirectory, folder: Path, limit: int | None) -> Comparis
 
 def _own_images(run: RunDirectory, limit: int | None) -> ComparisonData:
     """The run's images, from the last to the first: those that were held out come last."""
-    shards = sorted(name for name in run.manifest.files if name.startswith("images/shard-")) or [
-        "images/shard-00000.safetensors"
-    ]
-    read = [run.read_tensors(name, made_by="mimiq-deploy calibrate")["images"] for name in shards]
+    read = [read_shard(run, name) for name in shards_of(run)]
     pixels = np.ascontiguousarray(np.concatenate(read)[::-1][:limit])
     origin = str(run.manifest.recipe.get("synthesis", {}).get("source", "unknown"))
     return _in_memory(DataKind.SYNTHETIC, origin, pixels)

@@ -11,6 +11,7 @@ import numpy as np
 from mimiq_runtime.errors import InvalidInputError, RunDirectoryError
 from mimiq_runtime.reference import REFERENCE_IMAGES, reference_path
 from mimiq_runtime.run_directory import writes_run
+from mimiq_runtime.run_images import read_shard, shards_of
 from mimiq_runtime.scope import Scope
 from mimiq_runtime.strict_json import read_json
 
@@ -163,9 +164,7 @@ def _write_reference(
     from mimiq_calib.engine_arithmetic.convert import in_engine_arithmetic
     from mimiq_calib.pixels import PixelScale
 
-    first_shard = "images/shard-00000.safetensors"
-    pixels = run.read_tensors(first_shard, made_by="mimiq-deploy calibrate")["images"]
-    pixels = np.ascontiguousarray(pixels[:REFERENCE_IMAGES])
+    pixels = np.ascontiguousarray(read_shard(run, shards_of(run)[0])[:REFERENCE_IMAGES])
     scale = PixelScale(run.manifest.preprocessing, torch.device("cpu"))
     with torch.inference_mode():
         images = scale.normalise(scale.to_unit(torch.from_numpy(pixels)))

@@ -10,6 +10,7 @@ from mimiq_runtime.errors import RunDirectoryError
 from mimiq_runtime.event_log import note_progress, note_skipped
 from mimiq_runtime.progress import progress_bar
 from mimiq_runtime.run_directory import RunDirectory
+from mimiq_runtime.run_images import read_shard
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -67,8 +68,7 @@ def make_images(
             write_preview(run, names)
             run.finish_stage(SYNTHESIS, seconds=time.monotonic() - begun)
     run = as_written(run, processes)
-    shards = [run.read_tensors(name, made_by=MADE_BY) for name in names]
-    return torch.cat([torch.from_numpy(shard["images"]) for shard in shards])
+    return torch.cat([torch.from_numpy(read_shard(run, name)) for name in names])
 
 
 def copy_images(source: RunDirectory, run: RunDirectory) -> None:

@@ -14,6 +14,7 @@ from mimiq_runtime.inside_view import (
 )
 from mimiq_runtime.progress import progress_bar
 from mimiq_runtime.run_directory import writes_run
+from mimiq_runtime.run_images import read_shard, shards_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -96,9 +97,7 @@ def _images(run: RunDirectory) -> tuple[Tensor, str]:
     import torch
 
     synthesis = run.manifest.recipe["synthesis"]
-    names = sorted(name for name in run.manifest.files if name.startswith("images/shard-"))
-    shards = [run.read_tensors(name, made_by="mimiq-deploy calibrate") for name in names]
-    pixels = torch.cat([torch.from_numpy(shard["images"]) for shard in shards])
+    pixels = torch.cat([torch.from_numpy(read_shard(run, name)) for name in shards_of(run)])
     held_out = pixels[synthesis["num_images"] :]
     if len(held_out):
         return held_out[:IMAGES], f"held-out images ({synthesis['source']})"

@@ -15,6 +15,7 @@ from mimiq_runtime.dataset import iterate_batches, open_labelled_images
 from mimiq_runtime.metrics import agreement, kl_divergence, top1_accuracy
 from mimiq_runtime.preprocessing import normalise
 from mimiq_runtime.progress import progress_bar
+from mimiq_runtime.run_images import read_shard
 from mimiq_runtime.schema import Schema, read_schema
 
 if TYPE_CHECKING:
@@ -250,12 +251,12 @@ class Measurement:
         names = sorted(name for name in run.manifest.files if name.startswith("images/shard-"))
         key = tuple(run.manifest.files[name].sha256 for name in names)
         if key not in self._similarities:
-            shards = [run.read_tensors(name, made_by="mimiq-deploy study") for name in names]
+            shards = [read_shard(run, name) for name in names]
             self._similarities[key] = head_similarity_of_images(
                 self._teacher,
-                torch.cat([torch.from_numpy(shard["images"]) for shard in shards]),
+                torch.cat([torch.from_numpy(shard) for shard in shards]),
                 PixelScale(run.manifest.preprocessing, self._device),
-                batch_size=len(shards[0]["images"]),
+                batch_size=len(shards[0]),
             )
         return self._similarities[key]
 

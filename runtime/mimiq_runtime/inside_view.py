@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from mimiq_runtime.errors import RunDirectoryError
+from mimiq_runtime.run_images import check_pixels
 from mimiq_runtime.schema import Schema, read_schema, reason_of
 
 if TYPE_CHECKING:
@@ -127,7 +128,7 @@ def read_attention_maps(run: RunDirectory, record: InsideRecord) -> AttentionMap
     """
     tensors = run.read_tensors(INSIDE_ATTENTION, made_by=MADE_BY)
     try:
-        return AttentionMaps(
+        maps = AttentionMaps(
             images=tensors["images"],
             full_precision={name: tensors[FULL_PRECISION + name] for name in record.attention},
             quantized={name: tensors[QUANTIZED + name] for name in record.attention},
@@ -137,3 +138,5 @@ def read_attention_maps(run: RunDirectory, record: InsideRecord) -> AttentionMap
             f"{run.path(INSIDE_ATTENTION)} is damaged: it has no tensor {error}; delete "
             f"{run.path(INSIDE_RECORD)} and run {MADE_BY} again."
         ) from error
+    check_pixels(run, INSIDE_ATTENTION, maps.images)
+    return maps

@@ -163,6 +163,14 @@ class RunManifest(Schema):
     replacing: dict[str, FileRecord] = Field(default_factory=dict)
 
     @model_validator(mode="after")
+    def _recipe_has_sections(self) -> Self:
+        sections = {name: self.recipe.get(name, {}) for name in ("quantization", "synthesis")}
+        odd = [name for name, value in sections.items() if not isinstance(value, dict)]
+        if odd:
+            raise ValueError(f"the recipe's {' and '.join(odd)} must be a section of its own")
+        return self
+
+    @model_validator(mode="after")
     def _paths_stay_inside(self) -> Self:
         for relative in (*self.files, *self.replacing):
             path = PurePosixPath(relative)

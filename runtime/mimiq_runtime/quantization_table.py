@@ -46,7 +46,7 @@ class QuantizedTensor(Schema):
     qmin: int = Field(ge=-255, le=0)
     qmax: int = Field(ge=1, le=255)
     axis: int | None
-    scale: Scale | list[Scale]
+    scale: Scale | Annotated[list[Scale], Field(min_length=1)]
     zero_point: int = 0
     container: str = "int8"
 

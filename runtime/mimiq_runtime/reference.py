@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from mimiq_runtime.errors import RunDirectoryError
+from mimiq_runtime.run_images import check_pixels
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
     from mimiq_runtime.run_directory import RunDirectory
@@ -49,8 +51,18 @@ def read_reference(run: RunDirectory, target: str) -> RecordedReference:
     relative = reference_path(target)
     tensors = run.read_tensors(relative, made_by=f"mimiq-deploy export --target {target}")
     try:
-        return RecordedReference(**tensors)
+        reference = RecordedReference(**tensors)
     except TypeError as error:
         raise RunDirectoryError(
-            f"{run.path(relative)} is damaged: it holds {', '.join(sorted(tensors))}."
+            f"{run.path(relative)} is damaged: it holds {', '.join(sorted(tensors))[:200]}; export "
+            "again."
         ) from error
+    check_pixels(run, relative, reference.images)
+    shape = len(reference.images), run.manifest.model.num_classes
+    for logits in (reference.full_precision, reference.fake_quantized):
+        if logits.dtype != np.float32 or logits.shape != shape or not np.isfinite(logits).all():
+            raise RunDirectoryError(
+                f"{run.path(relative)} holds logits of {logits.dtype} in the shape {logits.shape}; "
+                f"expected finite ones of float32 in {shape}: export again."
+            )
+    return reference

@@ -429,8 +429,18 @@ class RunDirectory:
         path = self.existing(relative, made_by=made_by)
         try:
             return load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise RunDirectoryError(f"{path} is damaged: {error}.") from error
+        # Types that numpy does not have are an AttributeError or a KeyError.
+        except (
+            SafetensorError,
+            OSError,
+            AttributeError,
+            LookupError,
+            TypeError,
+            ValueError,
+        ) as error:
+            raise RunDirectoryError(
+                f"{path} is damaged: {error}; get a good copy of the run."
+            ) from error
 
     def quantization_table(self) -> QuantizationTable:
         """The rows of ``quantization.json``.

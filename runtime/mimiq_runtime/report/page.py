@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from mimiq_runtime.atomic import write_text
 from mimiq_runtime.errors import InvalidInputError, MimiqDeployError, MissingDependencyError
+from mimiq_runtime.printable import one_sentence
 from mimiq_runtime.report.attention import attention_section
 from mimiq_runtime.report.disagreements import disagreements_section
 from mimiq_runtime.report.drawing import needs_matplotlib
@@ -54,6 +55,10 @@ class RunPage:
     bits: str
     tiles: Sequence[Tile]
     sections: Sequence[Section]
+
+
+_ODD = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+"""What drawing raises where numbers are none."""
 
 
 def check_libraries() -> None:
@@ -159,13 +164,20 @@ def _guarded(name: str, title: str, make: Callable[[], Section]) -> Section:
     try:
         return make()
     except MimiqDeployError as error:
-        return missing_section(name, title, str(error))
+        return missing_section(name, title, one_sentence(str(error)))
+    # A file of the right digest may still say what nobody would: texts for losses, rows without
+    # their keys. Whatever is made of that in drawing it is the file's.
+    except _ODD as error:
+        reason = one_sentence(f"{type(error).__name__}: {error}")
+        return missing_section(
+            name, title, f"What the run has recorded here cannot be shown ({reason})."
+        )
 
 
 def _tiles(run: RunDirectory) -> Sequence[Tile]:
     try:
         return key_figures(run)
-    except MimiqDeployError:
+    except (MimiqDeployError, *_ODD):
         return ()  # the section of the damaged file says so
 
 
