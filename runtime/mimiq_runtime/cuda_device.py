@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from pydantic import Field
+
 from mimiq_runtime.schema import Schema
 
 __all__ = ["CudaDevice"]
@@ -20,7 +22,7 @@ class CudaDevice(Schema):
     """
 
     name: str
-    compute_capability: str
+    compute_capability: str = Field(pattern=r"^[0-9]{1,3}\.[0-9]{1,3}$")
     cuda_driver: str
     cuda_runtime: str
 

@@ -96,7 +96,7 @@ def _tiny_model(*_: object) -> tuple[object, object]:
     from _helpers.runs import make_manifest
     from _helpers.tiny_students import tiny_vit
 
-    return tiny_vit(), make_manifest()
+    return tiny_vit(img_size=8, patch_size=4), make_manifest()
 
 
 def test_a_report_of_several_runs_only_reads_them(
