@@ -365,7 +365,7 @@ class ReconstructionSettings(_Section):
     iterations: int = Field(default=100, ge=1, le=MANY)
     batch_size: int = Field(default=16, ge=1, le=MANY)
     views: int = Field(default=4, ge=1, le=MANY)
-    learning_rate: float = Field(default=5e-4, gt=0)
+    learning_rate: float = Field(default=2e-4, gt=0)
     follow_grid: bool = True
     scale_learning_rate: float = Field(default=5e-3, ge=0)
     final_learning_rate_ratio: float = Field(default=0.01, ge=0, le=1)
