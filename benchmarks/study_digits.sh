@@ -3,7 +3,8 @@
 #
 #   benchmarks/study_digits.sh OUTPUT [OPTIONS OF mimiq-deploy study...]
 #
-# The recipe `demo`, lightened so that 48 runs of one seed take minutes on two cores.
+# The recipe `demo`, lightened so that the 16 runs of one seed take minutes on two cores. For more
+# widths add --bits w3a3.
 # OUTPUT: folder for the digits and the study; what is finished there is kept. Measured on the 599
 # held-out scans. 64 of those that the model was trained on are the source `folder`, the yardstick.
 set -euo pipefail
@@ -28,4 +29,4 @@ mimiq-deploy study vit_tiny_patch16_224 --output "$output/study" --checkpoint "$
   --recipe demo --set synthesis.num_images=64 --set synthesis.batch_size=32 \
   --set synthesis.iterations=500 --set observation.num_images=64 --set distillation.epochs=30 \
   --set synthesis.held_out=0 --fine-tuning none --fine-tuning distill --fine-tuning reconstruct \
-  --bits w4a4 --bits w3a3 --bits w2a4 --data "$output/held-out" --folder "$output/trained-on" --ablations "$@"
+  --bits w4a4 --data "$output/held-out" --folder "$output/trained-on" --ablations "$@"
