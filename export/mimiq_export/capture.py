@@ -91,11 +91,21 @@ def _export(model: nn.Module, input_size: tuple[int, int, int], opset: int) -> i
                 verbose=False,
             )
         except torch.onnx.OnnxExporterError as error:
+            _pass_on_interruption(error)
             reason = f"torch cannot capture it: {str(error).splitlines()[0]}"
             raise UnsupportedModelError(type(model).__name__, reason) from error
     if program is None:  # only with the exporter that dynamo=True replaces
         raise UnsupportedModelError(type(model).__name__, "torch captured nothing")
     return program.model
+
+
+def _pass_on_interruption(error: BaseException) -> None:
+    """Raise the Ctrl-C or SIGTERM that torch has taken for a fault of the model, if it was one."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if not isinstance(cause, Exception):
+            raise cause
+        cause = cause.__cause__ or cause.__context__
 
 
 def _tensor_names(model: nn.Module) -> Iterator[str]:

@@ -147,6 +147,25 @@ def test_training_mode_is_refused() -> None:
         capture(nn.Linear(2, 2).train(), INPUT_SIZE)
 
 
+def test_an_interruption_that_torch_takes_for_a_fault_stays_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Ctrl-C while the graph is decomposed comes out as an error of the exporter."""
+
+    def interrupted(*_: object, **__: object) -> None:
+        try:
+            try:
+                raise KeyboardInterrupt
+            except KeyboardInterrupt as error:
+                raise RuntimeError("while it ran a node") from error
+        except RuntimeError as error:
+            raise torch.onnx.OnnxExporterError("Failed to decompose the FX graph") from error
+
+    monkeypatch.setattr(torch.onnx, "export", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        capture(nn.Linear(2, 2).eval(), INPUT_SIZE)
+
+
 def test_a_model_that_torch_cannot_capture_is_refused() -> None:
     class Branching(nn.Module):
         def __init__(self) -> None:
