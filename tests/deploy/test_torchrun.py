@@ -105,7 +105,7 @@ def torchrun(program: list[str], *others: str) -> subprocess.CompletedProcess[st
         capture_output=True,
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
-        timeout=120,  # a job whose process has died must not hang
+        timeout=300,  # a job whose process has died must not hang
         check=False,
     )
 
