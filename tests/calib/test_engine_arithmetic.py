@@ -20,6 +20,7 @@ from mimiq_calib.engine_arithmetic.fused_multiply_add import fused_multiply_add
 from mimiq_calib.engine_arithmetic.gelu import KernelGelu
 from mimiq_calib.engine_arithmetic.integer_products import IntegerConv2d, IntegerLinear
 from mimiq_calib.engine_arithmetic.layer_norm import KernelLayerNorm
+from mimiq_calib.engine_arithmetic.softmax import KernelSoftmax
 from mimiq_calib.quantizers.quantizer import Quantizer
 from mimiq_runtime.grid import Grid
 from mimiq_runtime.quantization_table import TensorKind
@@ -98,6 +99,29 @@ def test_gelu_is_gelu() -> None:
     torch.testing.assert_close(KernelGelu()(x), expected, rtol=0, atol=1e-6)
 
 
+def softmax_inputs(keys: int) -> np.ndarray:
+    x = RANDOM.normal(size=(500, keys)) * 5
+    x[0, 0], x[1, 1:], x[2] = 1e4, -200.0, 0.0  # one that takes all, a mask, and no difference
+    return x.astype(np.float32)
+
+
+# Tokens of a ViT, of a distilled one and of a window; whole registers, and less than one.
+@needs_avx512
+@pytest.mark.parametrize("keys", [1, 7, 16, 49, 96, 197, 198, 785])
+def test_softmax_gives_the_bits_of_the_kernel(keys: int) -> None:
+    x = softmax_inputs(max(keys, 2))[:, :keys]
+    actual = KernelSoftmax()(torch.from_numpy(x)).numpy()
+    expected = run_kernel("Softmax", np.ascontiguousarray(x), axis=-1)
+    np.testing.assert_array_equal(actual, expected)
+
+
+def test_softmax_is_softmax() -> None:
+    x = torch.from_numpy(softmax_inputs(197))
+    expected = x.double().softmax(dim=-1).float()
+    # The distance from the maximum, up to 40 here, is rounded to single precision: 40 * 2^-24.
+    torch.testing.assert_close(KernelSoftmax()(x), expected, rtol=3e-6, atol=1e-37)
+
+
 def quantizer(grid: Grid, scale: float | list[float], kind: TensorKind) -> Quantizer:
     channels = len(scale) if isinstance(scale, list) else None
     made = Quantizer("q", kind, 8, grid, channels=channels)
@@ -157,7 +181,9 @@ def test_the_copy_means_the_same_and_leaves_the_student_alone() -> None:
     for name, value in student.state_dict().items():
         torch.testing.assert_close(value, before[name], rtol=0, atol=0)
     kinds = {type(module).__name__ for module in copied.modules()}
-    assert not kinds & {"QuantizedLinear", "QuantizedConv2d", "LayerNorm", "GELU", "Quantizer"}
+    assert not kinds & {
+        *("QuantizedLinear", "QuantizedConv2d", "LayerNorm", "GELU", "Softmax", "Quantizer")
+    }
 
 
 def test_quantizers_that_are_switched_off_stay_off() -> None:

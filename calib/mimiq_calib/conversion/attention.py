@@ -38,6 +38,7 @@ class ExposedAttention(nn.Module):
         logits: Identity through which the raw products of queries and keys pass,
             ``(batch, heads, queries, keys)``: before position bias, mask and softmax, prefix
             tokens included.
+        softmax: From logits to probabilities, over the keys.
         head_outputs: Identity through which the weighted values pass,
             ``(batch, heads, tokens, head_dim)``: before concatenation and projection.
         head_unit: What ``head_outputs`` is multiplied by to be that of the original model,
@@ -72,6 +73,7 @@ class ExposedAttention(nn.Module):
         self.probability_quantizer: nn.Module = nn.Identity()
         self.value_quantizer: nn.Module = nn.Identity()
         self.logits: nn.Module = nn.Identity()
+        self.softmax: nn.Module = nn.Softmax(dim=-1)
         self.head_outputs: nn.Module = nn.Identity()
         # A buffer, so that a training that is resumed and a run that is loaded have it.
         self.register_buffer("head_unit", None)
@@ -120,7 +122,7 @@ class ExposedAttention(nn.Module):
             # Not added to the bias before: together they would be heads times as large.
             by_window = logits.unflatten(0, (-1, len(mask))) + mask[:, None]
             logits = by_window.flatten(end_dim=1)
-        probabilities = self.probability_quantizer(logits.softmax(dim=-1))
+        probabilities = self.probability_quantizer(self.softmax(logits))
         heads = self.head_outputs(probabilities @ self.value_quantizer(value))
         batch, tokens, _ = x.shape
         merged = self.norm(heads.transpose(1, 2).reshape(batch, tokens, -1))

@@ -15,6 +15,7 @@ from mimiq_calib.engine_arithmetic.integer_products import (
     Rescale,
 )
 from mimiq_calib.engine_arithmetic.layer_norm import KernelLayerNorm
+from mimiq_calib.engine_arithmetic.softmax import KernelSoftmax
 from mimiq_calib.quantizers.quantizer import Quantizer
 
 if TYPE_CHECKING:
@@ -26,8 +27,8 @@ __all__ = ["in_engine_arithmetic"]
 def in_engine_arithmetic(student: nn.Module) -> nn.Module:
     """Copy a student and let the copy compute as an integer engine computes.
 
-    Products are summed over integer codes, exactly, and rescaled once; LayerNorm and GELU round
-    as the kernels of ONNX Runtime on x86 do. The meaning does not change: without rounding,
+    Products are summed over integer codes, exactly, and rescaled once; LayerNorm, GELU and softmax
+    round as the kernels of ONNX Runtime on x86 do. The meaning does not change: without rounding,
     the copy and the student would give the same numbers. It is for inference only, without
     gradients.
 
@@ -65,6 +66,7 @@ def _replacement(module: nn.Module) -> nn.Module | None:
 
 def _convert_attention(attention: ExposedAttention) -> None:
     """The slots give codes, and the taps behind the products rescale the sums."""
+    attention.softmax = KernelSoftmax()
     slots = [
         attention.query_quantizer,
         attention.key_quantizer,

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from mimiq_calib.engine_arithmetic.exponential import kernel_exp, polynomial
 from mimiq_calib.engine_arithmetic.fused_multiply_add import fused_multiply_add
 
 __all__ = ["KernelGelu"]
@@ -32,11 +33,7 @@ _FAR = (
     6.34846687e-1,
     1.28717512e-1,
 )
-# exp(x) = 2^k p(x - k ln 2), with ln 2 in two parts.
-_LN2 = (-6.93145752e-1, -1.42860677e-6)
 _EXP = (1.38319808e-3, 8.37550033e-3, 4.16689515e-2, 1.66664466e-1, 4.99999851e-1, 1.0, 1.0)
-# Adding and taking away this number leaves the nearest whole number.
-_ROUNDING = 1.25829120e7
 
 
 class KernelGelu(nn.Module):
@@ -59,22 +56,7 @@ class KernelGelu(nn.Module):
 
 def _erf(x: Tensor) -> Tensor:
     magnitude = x.abs().clamp_(max=_SATURATED)
-    near = fused_multiply_add(_polynomial(_NEAR, magnitude * magnitude), magnitude, magnitude)
-    exponent = fused_multiply_add(_polynomial(_FAR, magnitude), magnitude, magnitude)
-    far = 1.0 - _exp(-exponent)
+    near = fused_multiply_add(polynomial(_NEAR, magnitude * magnitude), magnitude, magnitude)
+    exponent = fused_multiply_add(polynomial(_FAR, magnitude), magnitude, magnitude)
+    far = 1.0 - kernel_exp(-exponent, _EXP)
     return torch.where(magnitude > _SPLIT, far, near).copysign(x)
-
-
-def _exp(x: Tensor) -> Tensor:
-    power = fused_multiply_add(x, x.new_tensor(1.0 / math.log(2.0)), _ROUNDING) - _ROUNDING
-    high, low = x.new_tensor(_LN2)
-    remainder = fused_multiply_add(power, low, fused_multiply_add(power, high, x))
-    return torch.ldexp(_polynomial(_EXP, remainder), power)
-
-
-def _polynomial(coefficients: tuple[float, ...], x: Tensor) -> Tensor:
-    """Horner's scheme with fused multiply-adds and coefficients in single precision."""
-    value = torch.full_like(x, coefficients[0])
-    for coefficient in coefficients[1:]:
-        value = fused_multiply_add(value, x, x.new_tensor(coefficient))
-    return value
