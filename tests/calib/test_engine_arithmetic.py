@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
 from _helpers.onnx_graphs import Array, constant, model_of, run_ort
+from _helpers.processor import has_avx512
 from _helpers.tiny_students import images, tiny_student
 from torch import nn
 
@@ -26,11 +26,6 @@ from mimiq_runtime.grid import Grid
 from mimiq_runtime.quantization_table import TensorKind
 
 RANDOM = np.random.default_rng(11)
-
-
-def has_avx512() -> bool:
-    cpu = Path("/proc/cpuinfo")
-    return cpu.exists() and "avx512f" in cpu.read_text()
 
 
 needs_avx512 = pytest.mark.skipif(
