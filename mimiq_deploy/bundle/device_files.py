@@ -28,7 +28,10 @@ _EVERYWHERE = (
 )
 
 _BESIDE = {
-    "ort_model": ("edge/library_errors.py", "edge/ort_providers.py"),
+    "ort_model": (
+        *("edge/engine_cache.py", "edge/library_errors.py", "edge/ort_providers.py"),
+        "onnx_external_data.py",
+    ),
     "openvino_model": ("edge/library_errors.py",),
     "trt_model": (
         *("classifier_checks.py", "cuda_runtime.py", "edge/library_errors.py"),
