@@ -20,6 +20,7 @@ _EVERYWHERE = (
     "errors.py",
     "images.py",
     "input_form.py",
+    "input_limits.py",
     "metrics.py",
     "preprocessing.py",
     "printable.py",
