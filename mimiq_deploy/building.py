@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import shlex
+import shutil
 import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from mimiq_deploy.engine_models import engine_folder, plan_for
 from mimiq_deploy.exporting import BASELINES, onnx_path
-from mimiq_runtime.atomic import sha256_of, write_bytes, write_json
+from mimiq_runtime.atomic import atomic_group, sha256_of, write_bytes, write_json
 from mimiq_runtime.classifier_checks import check_onnx_file
 from mimiq_runtime.cuda_runtime import CudaRuntime
 from mimiq_runtime.engine_record import (
@@ -19,6 +21,7 @@ from mimiq_runtime.engine_record import (
     BuildOptions,
     EngineRecord,
     read_engine_record,
+    read_plan,
 )
 from mimiq_runtime.errors import (
     DeviceNeededError,
@@ -37,10 +40,11 @@ from mimiq_runtime.trt_build import (
     import_polygraphy,
     refit_plan,
 )
+from mimiq_runtime.trt_host_code import check_host_code
 from mimiq_runtime.trt_library import import_tensorrt
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from mimiq_runtime.cuda_device import CudaDevice
@@ -121,28 +125,26 @@ def _build_alone(
         check_output_file(timing_cache, "--timing-cache", inputs=[onnx])
     check_onnx_file(onnx)
     device = _device(onnx, build_command(model, options, _extra(target, output, refit=refit)))
-    stage = f"build/{device.slug}/{target}"
+    stage, folder_in_run = f"build/{device.slug}/{target}", engine_folder(device, target)
     if run is not None:
         # The engine that is there stays one until the new one is proved: only the events tell.
         note_started(run.root, stage)
-        folder = run.path(engine_folder(device, target))
-        # TensorRT writes it in place: until it is recorded again, it is of no account.
-        run.forget_files(_timing_cache(device, target))
+        folder = run.path(folder_in_run)
     else:
         folder = output or onnx.parent / "engines" / device.slug / onnx.stem
     begun = time.monotonic()
     if refit:
         given = folder / PLAN if run is None else run.path(plan_for(run, device, target))
         record, plan = _refit(given, onnx)
+    elif run is not None and timing_cache is None:
+        with _timing_cache_of(run, f"{folder_in_run.rpartition('/')[0]}/{_TIMING_CACHE}") as cache:
+            record, plan = _build(onnx, options, cache, device)
     else:
         cache = timing_cache or folder.parent / _TIMING_CACHE
         record, plan = _build(onnx, options, cache, device)
-        if run is not None and timing_cache is None:
-            # Polygraphy leaves its lock behind. Nobody waits for it: this process holds the run's.
-            cache.with_name(f"{cache.name}.lock").unlink(missing_ok=True)
     proved = record.precision.proved or allow_floating_point or target in BASELINES
     if run is not None:
-        written = _record_engine(run, device, target, record, plan if proved else None)
+        written = _record_engine(run, folder_in_run, record, plan if proved else None)
         if proved:
             run.finish_stage(stage, seconds=time.monotonic() - begun)
         else:
@@ -157,18 +159,30 @@ def _build_alone(
     return record, folder / PLAN
 
 
+@contextlib.contextmanager
+def _timing_cache_of(run: RunDirectory, relative: str) -> Iterator[Path]:
+    """A copy of a run's timing cache, for TensorRT to extend in place; it becomes the run's.
+
+    What the run did not record is left out of it, and no link is followed: timings are measured
+    again. The lock that Polygraphy leaves beside the copy vanishes with its folder.
+    """
+    place = run.path(relative)
+    with atomic_group(place, functools.partial(run.announce, relative)) as copy:
+        if run.is_intact(relative):
+            shutil.copyfile(place, copy)
+        yield copy
+        copy.with_name(f"{copy.name}.lock").unlink(missing_ok=True)
+    run.record_files(relative)
+
+
 def _record_engine(
-    run: RunDirectory, device: CudaDevice, target: str, record: EngineRecord, plan: bytes | None
+    run: RunDirectory, inside: str, record: EngineRecord, plan: bytes | None
 ) -> Path:
     """Write an engine into a run, or why there is none; each file with its digest in ``run.json``.
 
     Returns:
         The path of the plan, or of the record of what was rejected.
     """
-    inside = engine_folder(device, target)
-    cache = _timing_cache(device, target)
-    if run.path(cache).is_file():
-        run.record_files(cache)
     rejected = f"{inside}/{REJECTED}"
     if plan is None:
         run.write_json(rejected, record.model_dump(mode="json"))
@@ -195,10 +209,6 @@ def build_command(model: Path, options: BuildOptions, extra: Sequence[str] = ())
             option = f"--{name.replace('_', '-')}"
             words += [option] if value is True else [option, str(value)]
     return shlex.join(words)
-
-
-def _timing_cache(device: CudaDevice, target: str) -> str:
-    return f"{engine_folder(device, target).rpartition('/')[0]}/{_TIMING_CACHE}"
 
 
 def _extra(target: str, output: Path | None, *, refit: bool) -> list[str]:
@@ -256,8 +266,9 @@ def _build(
 
 
 def _refit(given: Path, onnx: Path) -> tuple[EngineRecord, bytes]:
-    folder, record = given.parent, read_engine_record(given)
-    if record is None or not given.is_file():
+    folder = given.parent
+    record = read_engine_record(given) if given.is_file() else None
+    if record is None:
         raise InvalidInputError(
             f"Expected an engine to refit in {folder}, and there is none; build it without --refit."
         )
@@ -267,9 +278,8 @@ def _refit(given: Path, onnx: Path) -> tuple[EngineRecord, bytes]:
             f"The engine in {folder} takes the weights that it was built from only, and {onnx} has "
             "others; build it again, with --refittable if its weights shall change."
         )
-    plan = refit_plan(
-        given.read_bytes(), onnx, version_compatible=record.options.version_compatible
-    )
+    host_code = check_host_code(given, record)
+    plan = refit_plan(read_plan(given, record), onnx, host_code=host_code)
     changes = {
         "weights": f"refitted from {sha256_of(onnx)}",
         "onnx": str(onnx),

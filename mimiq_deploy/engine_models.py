@@ -32,7 +32,7 @@ def engine_model(run: RunDirectory, engine: str, *, target: str | None = None) -
         with a hardware compatibility that takes this one in.
 
     Raises:
-        RunDirectoryError: It was not exported, or not built.
+        RunDirectoryError: It was not exported, or not built, or is not what was recorded.
         MissingDependencyError: ``trt``, and cuda-python is not installed.
         EngineError: ``trt``, and there is no GPU, or the record of a plan is damaged.
     """
@@ -65,15 +65,15 @@ def plan_for(run: RunDirectory, device: CudaDevice, target: str) -> str:
 
     Raises:
         EngineError: The record of another device's plan is damaged.
+        RunDirectoryError: It is not what ``run.json`` has the digest of.
     """
-    from mimiq_runtime.engine_record import PLAN, read_engine_record
+    from mimiq_runtime.engine_record import PLAN, recorded_engine
 
     own = f"{engine_folder(device, target)}/{PLAN}"
     if own in run.manifest.files:
         return own
     for name in sorted(run.manifest.files):
-        if fnmatch.fnmatchcase(name, f"engines/*/{target}/{PLAN}"):
-            record = read_engine_record(run.path(name))
-            if record is not None and record.runs_on(device):
-                return name
+        anothers = fnmatch.fnmatchcase(name, f"engines/*/{target}/{PLAN}")
+        if anothers and recorded_engine(run, name).runs_on(device):
+            return name
     return own

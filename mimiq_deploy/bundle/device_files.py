@@ -20,6 +20,7 @@ _EVERYWHERE = (
     "errors.py",
     "images.py",
     "input_form.py",
+    "input_limits.py",
     "metrics.py",
     "preprocessing.py",
     "printable.py",
@@ -28,7 +29,10 @@ _EVERYWHERE = (
 )
 
 _BESIDE = {
-    "ort_model": ("edge/library_errors.py", "edge/ort_providers.py"),
+    "ort_model": (
+        *("edge/engine_cache.py", "edge/library_errors.py", "edge/ort_providers.py"),
+        "onnx_external_data.py",
+    ),
     "openvino_model": ("edge/library_errors.py",),
     "trt_model": (
         *("classifier_checks.py", "cuda_runtime.py", "edge/library_errors.py"),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from mimiq_deploy.exporting import onnx_path
 from mimiq_runtime.classifier_checks import check_onnx_file
-from mimiq_runtime.engine_record import PLAN, read_engine_record
+from mimiq_runtime.engine_record import PLAN, recorded_engine
 from mimiq_runtime.errors import InvalidInputError, RunDirectoryError
 from mimiq_runtime.input_form import InputForm
 from mimiq_runtime.scope import Scope
@@ -136,9 +136,7 @@ def _weights_name(name: str) -> str:
     return name
 
 
-def _find_plan(
-    run: RunDirectory, target: str, device: str | None
-) -> tuple[str, EngineRecord | None]:
+def _find_plan(run: RunDirectory, target: str, device: str | None) -> tuple[str, EngineRecord]:
     plans = {
         path.split("/")[1]: path
         for path in run.manifest.files
@@ -156,9 +154,7 @@ def _find_plan(
             f"{run.root} has plans for {', '.join(plans)}; say with --device which one to pack."
         )
     relative = plans[device] if device is not None else next(iter(plans.values()))
-    record = read_engine_record(run.path(relative))
-    if record is None:
-        raise RunDirectoryError(f"{relative} has no engine.json beside it; run {build} again.")
+    record = recorded_engine(run, relative)
     if record.weights == "stripped":
         raise InvalidInputError(
             f"{relative} was built without its weights; run {build} --refit on the device first."

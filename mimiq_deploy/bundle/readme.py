@@ -59,7 +59,7 @@ _DRIVERS = {
     ),
     "ort-trt": (
         "NVIDIA's driver, and CUDA and cuDNN as `onnxruntime-gpu` asks for. The engine is built at "
-        "the first picture, which takes minutes, and is kept in `ort-trt-cache`."
+        "the first picture, which takes minutes, and is kept in `~/.cache/mimiq-deploy`."
     ),
     "trt": "NVIDIA's driver.",
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from typing import TYPE_CHECKING, Any
@@ -12,11 +13,12 @@ from mimiq_deploy.study.grid import FOLDER, METHOD
 from mimiq_deploy.study.report import Yardstick
 from mimiq_runtime.atomic import atomic_path
 from mimiq_runtime.dataset import iterate_batches, open_labelled_images
+from mimiq_runtime.errors import RunDirectoryError
+from mimiq_runtime.evaluation import EVALUATION, Evaluation, read_evaluation
 from mimiq_runtime.metrics import agreement, kl_divergence, top1_accuracy
 from mimiq_runtime.preprocessing import normalise
 from mimiq_runtime.progress import progress_bar
 from mimiq_runtime.run_images import read_shard
-from mimiq_runtime.schema import Schema, read_schema
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -30,29 +32,9 @@ if TYPE_CHECKING:
     from mimiq_calib.synthesis.image_similarity import HeadSimilarity
     from mimiq_runtime.run_directory import RunDirectory
 
-__all__ = ["Images", "LabelledPictures", "Measured", "Measurement", "UnseenImages"]
+__all__ = ["Images", "LabelledPictures", "Measurement", "UnseenImages"]
 
 STAGE = "study"
-
-
-class Measured(Schema):
-    """The content of ``evaluation.json`` in the run of a cell.
-
-    Attributes:
-        yardstick: Digest of what it was measured on.
-        score: Accuracy or agreement, 0 to 1.
-        agreement: Share of images with the same top-1 as full precision, 0 to 1.
-        kl: Divergence from full precision in nats; None where a logit is not finite.
-        head_similarity: Of the run's calibration images: mean SSIM, -1 to 1.
-        squared_similarity: The same of the squared SSIM, 0 to 1.
-    """
-
-    yardstick: str
-    score: float
-    agreement: float
-    kl: float | None
-    head_similarity: float
-    squared_similarity: float
 
 
 class LabelledPictures:
@@ -184,8 +166,6 @@ class Measurement:
         device: Where the teacher is.
     """
 
-    FILE = "evaluation.json"
-
     def __init__(
         self, teacher: nn.Module, images: Images, run: RunDirectory, device: torch.device
     ) -> None:
@@ -203,23 +183,23 @@ class Measurement:
             sha256=hashlib.sha256(json.dumps(deciding).encode()).hexdigest(),
         )
 
-    def measure(self, run: RunDirectory) -> Measured:
+    def measure(self, run: RunDirectory) -> Evaluation:
         """Measure a calibrated run, or read what was measured of it on the same images."""
         with run.writing("study"):
             return self._measure(run)
 
-    def _measure(self, run: RunDirectory) -> Measured:
+    def _measure(self, run: RunDirectory) -> Evaluation:
         from mimiq_calib.run_models import load_student
 
         # One that is damaged is measured anew.
-        if run.is_intact(self.FILE):
-            before = read_schema(Measured, run.path(self.FILE))
-            if before.yardstick == self.yardstick.sha256:
+        with contextlib.suppress(RunDirectoryError):
+            before = read_evaluation(run)
+            if before is not None and before.yardstick == self.yardstick.sha256:
                 return before
         logits = self._logits(load_student(run).to(self._device))
         divergence = kl_divergence(self._reference, logits)
         similarity = self._head_similarity(run)
-        measured = Measured(
+        measured = Evaluation(
             yardstick=self.yardstick.sha256,
             score=self._images.rate(self._reference, logits),
             agreement=agreement(self._reference, logits),
@@ -227,7 +207,7 @@ class Measurement:
             head_similarity=similarity.ssim,
             squared_similarity=similarity.squared,
         )
-        run.write_json(self.FILE, measured.model_dump(mode="json"))
+        run.write_json(EVALUATION, measured.model_dump(mode="json"))
         return measured
 
     def _logits(self, model: nn.Module) -> NDArray[np.float32]:

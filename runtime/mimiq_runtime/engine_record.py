@@ -1,16 +1,23 @@
-"""``engine.json``: how a TensorRT engine was built, from what, and what it computes in INT8."""
+"""``engine.json``: how a TensorRT engine was built, from what, and what it computes in INT8.
+
+A plan is read by way of its record, and the record of a run by way of ``run.json``: each has the
+SHA-256 of the next.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import os
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from pydantic import model_validator
 
 from mimiq_runtime.cuda_device import CudaDevice
-from mimiq_runtime.errors import EngineError
+from mimiq_runtime.errors import EngineError, RunDirectoryError
 from mimiq_runtime.manifest import FileRecord
 from mimiq_runtime.precision_report import PrecisionReport
+from mimiq_runtime.run_directory import RunDirectory
 from mimiq_runtime.schema import Schema, read_schema, reason_of
 
 if TYPE_CHECKING:
@@ -24,11 +31,15 @@ __all__ = [
     "HardwareCompatibility",
     "ShapeProfile",
     "read_engine_record",
+    "read_plan",
+    "recorded_engine",
+    "run_of_plan",
 ]
 
 PLAN, RECORD = "engine.plan", "engine.json"
 """Names of the two files of an engine, in one folder."""
 
+_DEEP = 4  # engines / device / target / plan
 
 _AMPERE = (8, 0)
 
@@ -153,15 +164,77 @@ def _number(compute_capability: str) -> tuple[int, ...]:
     return tuple(int(part) for part in compute_capability.split("."))
 
 
+def run_of_plan(plan: Path) -> tuple[RunDirectory, str] | None:
+    """The run that a plan lies in, and its path there; None for a plan beside an ONNX file.
+
+    Raises:
+        RunDirectoryError: There is a ``run.json``, and it does not describe a run.
+    """
+    # A link into a run, and one that leads out of it, are both the run's business.
+    for place in (plan.absolute(), plan.resolve()):
+        root = place.parents[_DEEP - 1] if len(place.parents) >= _DEEP else None
+        if root is not None and os.path.lexists(root / RunDirectory.MANIFEST):
+            return RunDirectory.open(root), "/".join(place.parts[-_DEEP:])
+    return None
+
+
 def read_engine_record(plan: Path) -> EngineRecord | None:
     """Read the record beside a plan; None for a plan that was built elsewhere and has none.
 
     Raises:
         EngineError: The record is damaged.
+        RunDirectoryError: As :func:`recorded_engine`, where the plan lies in a run.
     """
+    place = run_of_plan(plan)
+    if place is not None:
+        return recorded_engine(*place)
     path = plan.with_name(RECORD)
-    if not path.is_file():
-        return None
+    return _read(path) if path.is_file() else None
+
+
+def recorded_engine(run: RunDirectory, plan: str) -> EngineRecord:
+    """The record of a plan in a run, compared with its digest in ``run.json`` first.
+
+    Args:
+        run: The run.
+        plan: Path of the plan inside it.
+
+    Raises:
+        EngineError: The record is damaged.
+        RunDirectoryError: The run has no finished record of the plan, or one of another build.
+    """
+    build = _build_command(run, plan)
+    record = _read(run.existing(f"{plan.rpartition('/')[0]}/{RECORD}", made_by=build))
+    files = run.manifest.files
+    # A build that was interrupted may leave the plan of one with the record of another.
+    if plan not in files or files[plan].sha256 != record.plan.sha256:
+        raise RunDirectoryError(
+            f"{run.root / plan} and {RECORD} beside it are not of one build; make them again with "
+            f"{build}."
+        )
+    return record
+
+
+def read_plan(plan: Path, record: EngineRecord | None) -> bytes:
+    """The serialized engine, if it is the one that its record describes.
+
+    Args:
+        plan: The file.
+        record: What :func:`read_engine_record` gave; with None there is nothing to compare with.
+
+    Raises:
+        EngineError: It is another one.
+    """
+    content = plan.read_bytes()
+    if record is not None and hashlib.sha256(content).hexdigest() != record.plan.sha256:
+        raise EngineError(
+            f"{plan} is not the engine that {RECORD} beside it describes; build it again with "
+            "mimiq-deploy build."
+        )
+    return content
+
+
+def _read(path: Path) -> EngineRecord:
     try:
         return read_schema(EngineRecord, path)
     except (OSError, ValueError) as error:
@@ -169,3 +242,9 @@ def read_engine_record(plan: Path) -> EngineRecord | None:
             f"{path} is damaged: {reason_of(error)}; build the engine again with mimiq-deploy "
             "build."
         ) from error
+
+
+def _build_command(run: RunDirectory, plan: str) -> str:
+    target = plan.split("/")[-2]
+    option = "" if target == "trt" else f" --target {target}"
+    return f"mimiq-deploy build {run.root} --engine trt{option}"

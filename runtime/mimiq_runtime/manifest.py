@@ -11,6 +11,12 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from mimiq_runtime.errors import RunDirectoryError
+from mimiq_runtime.input_limits import (
+    FARTHEST_MEAN,
+    LARGEST_INPUT,
+    LARGEST_STD,
+    SMALLEST_STD,
+)
 from mimiq_runtime.schema import Schema
 
 __all__ = [
@@ -28,12 +34,6 @@ SCHEMA_VERSION = 1
 
 LARGEST_SEED = 2**63 - 1
 """What every library takes as a seed."""
-
-FARTHEST_MEAN, SMALLEST_STD, LARGEST_STD = 1e3, 1e-4, 1e3
-"""Pixels are from 0 to 1: beyond these, normalised ones would all be alike, or not finite."""
-
-LARGEST_INPUT = 64_000_000
-"""Values of one input image; a picture of more pixels is not read either."""
 
 
 class Preprocessing(Schema):

@@ -13,6 +13,8 @@ from importlib import util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mimiq_runtime.classifier_checks import check_onnx_file
+from mimiq_runtime.edge.engine_cache import engine_cache
 from mimiq_runtime.edge.ort_providers import CUDA, TENSORRT, load_cuda, providers_of
 from mimiq_runtime.errors import EngineError, MissingDependencyError
 from mimiq_runtime.extras import installed_version
@@ -44,7 +46,7 @@ def open_cuda(model: Path, threads: int | None, tensors: Sequence[str] = ()) -> 
     return OrtSession(
         model,
         engine="ort-cuda",
-        providers=providers_of("ort-cuda", model),
+        providers=providers_of("ort-cuda"),
         threads=threads,
         tensors=tensors,
         precision="as in the file, TF32 off",
@@ -58,25 +60,27 @@ def open_cuda(model: Path, threads: int | None, tensors: Sequence[str] = ()) -> 
 def open_tensorrt(model: Path, threads: int | None) -> Session:
     """Open an ONNX file on the TensorRT provider, with the CUDA provider behind it.
 
-    The engine is built when the first batch of a size comes, and is kept in the folder
-    ``ort-trt-cache`` beside the model. ONNX Runtime does not rewrite the graph before: TensorRT
-    looks for Q/DQ pairs where the export put them.
+    The engine is built when the first batch of a size comes, and is kept in a folder of the user
+    (:func:`mimiq_runtime.edge.engine_cache.engine_cache`). ONNX Runtime does not rewrite the graph
+    before: TensorRT looks for Q/DQ pairs where the export put them.
 
     Raises:
         MissingDependencyError: ``onnxruntime-gpu`` is not installed.
         OnnxModelError: The file is missing, broken, or no image classifier.
-        EngineError: The provider, TensorRT or the driver are missing or do not fit.
+        EngineError: The provider, TensorRT or the driver are missing or do not fit, or others can
+            write into the folder of the engines.
     """
     ort = _import_with(TENSORRT)
     mismatch = tensorrt_mismatch()
     if mismatch is not None:
         raise EngineError(mismatch)
+    check_onnx_file(model)
     load_cuda(ort)
     _load_tensorrt()
     return OrtSession(
         model,
         engine="ort-trt",
-        providers=providers_of("ort-trt", model),
+        providers=providers_of("ort-trt", engine_cache(model, ort.__version__)),
         threads=threads,
         optimize=False,
         remedy="install NVIDIA's driver, and see mimiq-deploy doctor",

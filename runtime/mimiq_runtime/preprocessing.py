@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from mimiq_runtime.manifest import Preprocessing
 
 __all__ = [
+    "CROP_MODES",
+    "FILTERS",
     "denormalise",
     "model_input",
     "normalise",
@@ -33,12 +35,14 @@ __all__ = [
     "read_pixels",
 ]
 
-_FILTERS = {
+FILTERS = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
+CROP_MODES = ("center", "squash")
+"""The values of two fields of :class:`mimiq_runtime.manifest.Preprocessing`."""
 
 
 def preprocess_image(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.float32]:
@@ -200,7 +204,7 @@ def _resize_and_crop(image: Image.Image, preprocessing: Preprocessing) -> NDArra
             f"A picture of {image.width} x {image.height} pixels is too narrow to be resized "
             f"to {size[0]} x {size[1]} (at most {MAX_PIXELS:,} pixels); crop it first."
         )
-    resized = image.resize(size, _FILTERS[preprocessing.interpolation])
+    resized = image.resize(size, FILTERS[preprocessing.interpolation])
     # What the crop box holds beyond the picture becomes black, as torchvision pads it.
     left, top = _crop_start(size[0], width), _crop_start(size[1], height)
     pixels = np.asarray(resized.crop((left, top, left + width, top + height)))

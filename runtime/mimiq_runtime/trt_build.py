@@ -112,7 +112,8 @@ def build_engine(onnx: Path, options: BuildOptions, *, timing_cache: Path) -> Bu
             backend.EngineBytesFromNetwork(network, config, save_timing_cache=str(timing_cache))()
         )
     seconds = time.monotonic() - begun
-    engine = deserialize(trt, plan, version_compatible=options.version_compatible)
+    # What was built a moment ago may run its code: it is TensorRT's own.
+    engine = deserialize(trt, plan, host_code=options.version_compatible)
     return BuiltEngine(
         plan=plan,
         profile=profile,
@@ -121,13 +122,13 @@ def build_engine(onnx: Path, options: BuildOptions, *, timing_cache: Path) -> Bu
     )
 
 
-def refit_plan(plan: bytes, onnx: Path, *, version_compatible: bool) -> bytes:
+def refit_plan(plan: bytes, onnx: Path, *, host_code: bool) -> bytes:
     """Put the weights of an ONNX file into an engine that was built without them, or refittable.
 
     Args:
         plan: The serialized engine.
         onnx: The file that it was built from, or one of the same graph with other weights.
-        version_compatible: As it was built.
+        host_code: As for :func:`deserialize`.
 
     Returns:
         The engine with the weights.
@@ -139,7 +140,7 @@ def refit_plan(plan: bytes, onnx: Path, *, version_compatible: bool) -> bytes:
     """
     check_onnx_file(onnx)
     trt = import_tensorrt()
-    engine = deserialize(trt, plan, version_compatible=version_compatible)
+    engine = deserialize(trt, plan, host_code=host_code)
     if not engine.refittable:
         raise EngineError(
             "The engine is not refittable, or TensorRT 10 made it so when it was refitted before; "
@@ -170,20 +171,20 @@ def refit_plan(plan: bytes, onnx: Path, *, version_compatible: bool) -> bytes:
     return bytes(engine.serialize_with_config(config))
 
 
-def deserialize(trt: Any, plan: bytes, *, version_compatible: bool) -> Any:
+def deserialize(trt: Any, plan: bytes, *, host_code: bool) -> Any:
     """Load a plan.
 
     Args:
         trt: The module ``tensorrt``.
         plan: The serialized engine.
-        version_compatible: Whether it was built so; such a plan holds code of its own, which is
-            run only then.
+        host_code: Whether code for the CPU that it holds may run, as that of a version-compatible
+            plan has to; see :mod:`mimiq_runtime.trt_host_code`.
 
     Raises:
         EngineError: It was built by another version or for another GPU, or is damaged.
     """
     runtime = trt.Runtime(_logger(trt))
-    if version_compatible:
+    if host_code:
         runtime.engine_host_code_allowed = True
     engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:

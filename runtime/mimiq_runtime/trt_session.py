@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import shlex
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from mimiq_runtime.atomic import sha256_of
 from mimiq_runtime.classifier_checks import check_images, check_logits
 from mimiq_runtime.cuda_runtime import CudaGraph, CudaRuntime
-from mimiq_runtime.engine_record import RECORD, EngineRecord, read_engine_record
+from mimiq_runtime.engine_record import (
+    EngineRecord,
+    read_engine_record,
+    read_plan,
+    run_of_plan,
+)
 from mimiq_runtime.errors import EngineError, InvalidInputError
-from mimiq_runtime.run_directory import RunDirectory
 from mimiq_runtime.session import DeviceTimes, SessionInfo
 from mimiq_runtime.trt_build import deserialize
+from mimiq_runtime.trt_host_code import check_host_code
 from mimiq_runtime.trt_library import import_tensorrt
 
 if TYPE_CHECKING:
@@ -34,12 +39,13 @@ class TrtSession:
 
     Args:
         plan: The engine as ``mimiq-deploy build`` wrote it; with ``engine.json`` beside it, if it
-            was built here.
+            was built here. In a run, both are compared with ``run.json``.
 
     Raises:
         MissingDependencyError: TensorRT or cuda-python is not installed.
-        EngineError: There is no GPU, TensorRT cannot load the plan, the plan has no weights, or it
-            is no image classifier.
+        EngineError: There is no GPU, TensorRT cannot load the plan, the plan has no weights, it
+            holds code that nobody allowed, or it is no image classifier.
+        RunDirectoryError: It is not what its run recorded.
     """
 
     def __init__(self, plan: Path) -> None:
@@ -49,13 +55,11 @@ class TrtSession:
             )
         trt = import_tensorrt()
         record = read_engine_record(plan)
-        _check_record(plan, record)
+        content = read_plan(plan, record)
+        _check_weights(plan, record)
+        with_code = check_host_code(plan, record)
         self._cuda = CudaRuntime()
-        self._engine: Any = deserialize(
-            trt,
-            plan.read_bytes(),
-            version_compatible=record is not None and record.options.version_compatible,
-        )
+        self._engine: Any = deserialize(trt, content, host_code=with_code)
         self._context: Any = self._engine.create_execution_context()
         if self._context is None:
             raise EngineError(
@@ -81,7 +85,7 @@ class TrtSession:
             },
             threads=1,
             model=str(plan),
-            model_sha256=sha256_of(plan),
+            model_sha256=hashlib.sha256(content).hexdigest(),
             input_shape=self._shape,
             products=None if record is None else _count_products(record),
         )
@@ -189,12 +193,7 @@ class TrtSession:
         return self._graph
 
 
-def _check_record(plan: Path, record: EngineRecord | None) -> None:
-    if record is not None and sha256_of(plan) != record.plan.sha256:
-        raise EngineError(
-            f"{plan} is not the engine that {plan.with_name(RECORD)} describes; build it again "
-            "with mimiq-deploy build."
-        )
+def _check_weights(plan: Path, record: EngineRecord | None) -> None:
     if record is not None and record.weights == "stripped":
         raise EngineError(
             f"{plan} was built without its weights; put them in with {_refit_command(plan, record)}"
@@ -204,10 +203,10 @@ def _check_record(plan: Path, record: EngineRecord | None) -> None:
 def _refit_command(plan: Path, record: EngineRecord) -> str:
     """The command line that puts the weights in, for a plan of a run or of an ONNX file."""
     words = ["mimiq-deploy", "build"]
-    # run / engines / device / target / plan: through the run, so that it is recorded there.
-    run = plan.parents[3] if len(plan.parents) > 3 else None
-    if run is not None and (run / RunDirectory.MANIFEST).is_file():
-        words += [str(run), "--engine", "trt", "--refit"]
+    place = run_of_plan(plan)
+    if place is not None:
+        # Through the run, so that it is recorded there.
+        words += [str(place[0].root), "--engine", "trt", "--refit"]
         words += [] if plan.parent.name == "trt" else ["--target", plan.parent.name]
     else:
         words += [record.onnx, "--engine", "trt", "--refit", "--output", str(plan.parent)]

@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import importlib
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -306,10 +307,19 @@ def scenarios(folder: Path, world: World, cuda: CheckedCuda) -> dict[str, Any]:
     build_model(onnx, everything, allow_floating_point=True)
     plan = rejected.with_name("engine.plan")
     report["stripped"] = refused(plan)
+    report["refit of foreign code"] = refused_refit(onnx, plan)
     world.flags.clear()
+    os.environ["MIMIQ_ALLOW_HOST_CODE"] = "1"
     record, plan = build_model(onnx, everything, refit=True, allow_floating_point=True)
+    world.used.discard("Runtime.engine_host_code_allowed=")
+    del os.environ["MIMIQ_ALLOW_HOST_CODE"]
+    report["foreign code"] = refused(plan)
+    report["foreign code was allowed"] = "Runtime.engine_host_code_allowed=" in world.used
+    os.environ["MIMIQ_ALLOW_HOST_CODE"] = "1"
     report["flags of a refit"] = sorted(world.flags)
-    report["other weights"] = refused_refit(folder, onnx, plan)
+    other = folder / "other.onnx"
+    other.write_bytes(onnx.read_bytes() * 2)
+    report["other weights"] = refused_refit(other, plan)
     report["refitted"] = [record.weights, plan.read_bytes().decode()]
     report["float"] = run(plan, world, cuda)
     world.answers.update(answers(cuda, half=True))
@@ -386,17 +396,15 @@ def refused_bundles(plan: Path, world: World, cuda: CheckedCuda) -> dict[str, st
     return said
 
 
-def refused_refit(folder: Path, onnx: Path, plan: Path) -> str:
-    """The engine of ``onnx`` with the weights of another file."""
+def refused_refit(onnx: Path, plan: Path) -> str:
+    """An engine with the weights of a file."""
     from mimiq_deploy.building import build_model
     from mimiq_runtime.engine_record import BuildOptions
-    from mimiq_runtime.errors import InvalidInputError
+    from mimiq_runtime.errors import EngineError, InvalidInputError
 
-    other = folder / "other.onnx"
-    other.write_bytes(onnx.read_bytes() * 2)
     try:
-        build_model(other, BuildOptions(), refit=True, output=plan.parent)
-    except InvalidInputError as error:
+        build_model(onnx, BuildOptions(), refit=True, output=plan.parent)
+    except (EngineError, InvalidInputError) as error:
         return str(error)
     return "not refused"
 

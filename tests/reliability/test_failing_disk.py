@@ -13,19 +13,25 @@ import shutil
 import stat
 import subprocess
 import tempfile
+from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from _helpers import pretended_tensorrt
 from _helpers.tiny_students import tiny_vit
 from click.testing import CliRunner, Result
 from safetensors.torch import save_file
 
 from mimiq_calib.synthesis import sources
-from mimiq_deploy import benchmarking, reporting
+from mimiq_deploy import benchmarking, building, reporting
 from mimiq_deploy.cli import cli
+from mimiq_deploy.study import run_study
 from mimiq_export import export_run
+from mimiq_runtime.engine_record import PLAN, RECORD, recorded_engine
+from mimiq_runtime.evaluation import EVALUATION
 from mimiq_runtime.event_log import EVENTS
 from mimiq_runtime.run_directory import RunDirectory
 
@@ -43,6 +49,7 @@ RECIPE = {
     "distillation": {"epochs": 2, "batch_size": 4, "precision": "fp32"},
 }
 FAULTS = (errno.ENOSPC, errno.EROFS, errno.EIO)
+CELL = re.compile(r"\d+/\d+ w\da\d-")
 TIMES = re.compile(rb'"(seconds|created)": [^,\n]+|"version", "value": "[^"]*"')
 
 
@@ -114,6 +121,10 @@ class FailingDisk:
             self._fail_once("temporary file", options["prefix"])
         return self._mkstemp(**options)
 
+    def write_in_place(self, path: Path) -> None:
+        """What another library does, which knows nothing of temporary files."""
+        self._fail_once("write in place", path.name)
+
     def fsync(self, descriptor: int) -> None:
         path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
         if path.is_relative_to(self.root):
@@ -156,14 +167,19 @@ class FailingDisk:
 
 
 def until_it_succeeds(
-    command: Any, disk: FailingDisk, run: Path | None = None, *, bundle: Path | None = None
+    command: Any,
+    disk: FailingDisk,
+    run: Path | None = None,
+    *,
+    bundle: Path | None = None,
+    exit_code: int = 0,
 ) -> int:
     """Call a command until the disk has failed at each of its writes; how often it did."""
     attempts = 0
     while True:
         failures = disk.failures
         result = command()
-        if result.exit_code == 0:
+        if result.exit_code == exit_code:
             assert disk.failures == failures
             return attempts
         attempts += 1
@@ -177,7 +193,8 @@ def until_it_succeeds(
 
 def check_refusal(result: Result, run: Path) -> None:
     assert result.exit_code == 2, (result.output, result.exception)
-    lines = [line for line in result.stderr.splitlines() if line]
+    # A study tells which cell it is at.
+    lines = [line for line in result.stderr.splitlines() if line and not CELL.match(line)]
     assert len(lines) == 1, lines
     assert lines[0].startswith("Error: Cannot write ")
     assert any(os.strerror(code) in lines[0] for code in FAULTS)
@@ -266,6 +283,101 @@ def test_every_write_of_the_commands_behind_the_export(
     assert invoke("inspect", run, "--verify").exit_code == 0
     assert min(failures.values()) >= 1, failures
     print(f"failed writes: {failures}")
+
+
+class OneMoment(datetime):
+    """A clock that stands still."""
+
+    @classmethod
+    def now(cls, tz: Any = None) -> OneMoment:
+        return cls(2026, 1, 2, 3, 4, 5, tzinfo=tz)
+
+
+def test_every_write_of_a_build(
+    folder: Path, whole: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of an engine that is rejected, of one that takes its place, and of one that replaces that."""
+    run = tmp_path / "run"
+    shutil.copytree(folder / "whole", run)
+    for name in ("import_tensorrt", "import_polygraphy", "CudaRuntime", "build_engine"):
+        monkeypatch.setattr(building, name, getattr(building, name))
+    pretended_tensorrt.pretend()
+    monkeypatch.setattr(pretended_tensorrt, "PAUSE", 0.0)
+    monkeypatch.setattr(building, "datetime", OneMoment)
+    engines = f"engines/{pretended_tensorrt.DEVICE.slug}"
+    places = {name: f"{engines}/ort-cpu/{name}" for name in (building.REJECTED, PLAN, RECORD)}
+    timings = f"{engines}/timing.cache"
+    failures, before = {}, content(run)
+    with monkeypatch.context() as patch:
+        disk = FailingDisk(run, patch)
+        for attempt, proved in (("rejected", False), ("first", True), ("second", True)):
+
+            def build(
+                *arguments: Any,
+                timing_cache: Path,
+                attempt: str = attempt,
+                proved: bool = proved,
+                build_engine: Any = pretended_tensorrt._build,
+            ) -> Any:
+                made = build_engine(*arguments, timing_cache=timing_cache)
+                timing_cache.write_text(attempt)
+                disk.write_in_place(timing_cache.with_name(attempt))
+                precision = made.precision.model_copy(update={"proved": proved})
+                return replace(made, plan=attempt.encode(), precision=precision)
+
+            patch.setattr(building, "build_engine", build)
+            command = functools.partial(invoke, "build", run, "--target", "ort-cpu")
+            failures[attempt] = until_it_succeeds(command, disk, exit_code=0 if proved else 1)
+            after = content(run)
+            changing = {timings, *places.values()}
+            assert {n: d for n, d in after.items() if n not in changing} == before
+            assert after[timings] == attempt.encode()
+            assert (places[building.REJECTED] in after) == (not proved)
+            assert (after.get(places[PLAN]) == attempt.encode()) == proved
+    assert RunDirectory.open(run).damaged_files() == []
+    assert recorded_engine(RunDirectory.open(run), places[PLAN]).precision.proved
+    assert invoke("inspect", run, "--verify").exit_code == 0
+    # The timing cache twice, what is written of the engine, and run.json after each and at the end.
+    assert min(failures.values()) >= 5, failures
+    print(f"failed writes of build: {failures}")
+
+
+def test_every_write_of_a_study(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of what it adds to the runs of its cells, which are written as those of ``calibrate``."""
+    study, unseen = tmp_path / "study", 4
+    monkeypatch.setattr(run_study, "UNSEEN", unseen)
+    options = [("--model-arg", f"{key}={value}") for key, value in ARCHITECTURE.items()]
+    command = functools.partial(
+        invoke,
+        *("study", "vit_tiny_patch16_224", "--checkpoint", folder / "tiny.safetensors"),
+        *("--recipe", folder / "recipe.yaml", "--source", "noise", "--fine-tuning", "none"),
+        *("--bits", "w4a4", "--bits", "w8a8", "-o", study),
+        *(part for pair in options for part in pair),
+    )
+    assert command().exit_code == 0
+    expected = content(study)
+    added = ("study.json", "study.md", "study.png", "unseen-noise.safetensors")
+    cells = [path.parent for path in study.glob(f"*/{RunDirectory.MANIFEST}")]
+    for name in added:
+        (study / name).unlink()
+    for cell in cells:
+        RunDirectory.open(cell).forget_files(EVALUATION)
+        (cell / EVALUATION).unlink()
+    remember(monkeypatch, run_study, "describe_machine")
+    with monkeypatch.context() as patch:
+        disk = FailingDisk(study, patch)
+        failures = until_it_succeeds(command, disk, cells[0])
+    assert not list(study.rglob("*.tmp"))
+    found = content(study)
+    assert found.keys() == expected.keys()
+    assert {Path(name).name for name in found if found[name] != expected[name]} <= {EVENTS}
+    for cell in cells:
+        assert RunDirectory.open(cell).damaged_files() == []
+    # The unseen images; of each cell its evaluation, run.json, and the report; the plot.
+    assert failures >= 1 + 2 * (2 + 2) + 1
+    print(f"{failures} failed writes of study")
 
 
 def test_a_directory_that_vanishes(

@@ -19,20 +19,26 @@ from google.protobuf.message import DecodeError, Message
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import load_model_from_string
+from PIL import Image
 
 from mimiq_deploy.exporting import exported_scope
 from mimiq_deploy.gate_file import read_gate_file
 from mimiq_deploy.recipe_loading import load_recipe, parse_bits, parse_setting
 from mimiq_runtime.benchmark_compare import read_benchmark
 from mimiq_runtime.dataset import open_labelled_images
+from mimiq_runtime.edge.bundle import MANIFEST, open_bundle
+from mimiq_runtime.edge.engine import LOADERS
 from mimiq_runtime.engine_record import RECORD, read_engine_record
 from mimiq_runtime.errors import MimiqDeployError
 from mimiq_runtime.estimate import ESTIMATE_PATH, read_estimate
+from mimiq_runtime.evaluation import EVALUATION
 from mimiq_runtime.event_log import EVENTS, read_events, record_events
 from mimiq_runtime.inside_view import INSIDE_RECORD, read_inside_record
 from mimiq_runtime.manifest import FileRecord
 from mimiq_runtime.onnx_external_data import check_external_data, external_data_of
 from mimiq_runtime.predictions import PREDICTIONS, read_predictions
+from mimiq_runtime.preprocessing import preprocess_image
+from mimiq_runtime.report.pareto import candidates_of
 from mimiq_runtime.report.shown_parity import read_parity
 from mimiq_runtime.run_directory import RunDirectory
 from mimiq_runtime.run_lock import LOCK_FILE, lock_holder
@@ -43,7 +49,7 @@ if TYPE_CHECKING:
 
 CORPUS = Path(__file__).parent / "corpus"
 CASES = 900 * int(os.environ.get("MIMIQ_FUZZ", "1"))
-"""Of each parser: 17,100 in all."""
+"""Of each parser: 18,900 in all."""
 
 TOKENS = [
     *(b"{", b"}", b"[", b"]", b'"', b",", b":", b"\n", b"\x00", b"\xff", b"\\u0000", b"&a", b"*a"),
@@ -150,6 +156,28 @@ def inside_json(run: RunDirectory, data: bytes) -> None:
     read_inside_record(run)
 
 
+def evaluation_json(run: RunDirectory, data: bytes) -> None:
+    """What the report shows of it are shares."""
+    write(run, EVALUATION, data)
+    candidates = candidates_of("run", run)
+    assert all(0 <= share <= 1 for each in candidates for share in each.quality.values())
+
+
+def bundle_json(run: RunDirectory, data: bytes) -> None:
+    """A bundle that is opened has a model that is in it, and prepares a picture for it."""
+    folder = run.root / "bundle"
+    folder.mkdir(exist_ok=True)
+    (folder / "engine.plan").write_bytes(b"a model")
+    (folder / "labels.txt").write_text("cat\ndog\n")
+    (folder / MANIFEST).write_bytes(data)
+    bundle = open_bundle(folder)
+    assert bundle.engine in LOADERS
+    assert bundle.model.is_file()
+    assert bundle.version_compatible in (True, False)
+    picture = Image.new("L" if bundle.preprocessing.input_size[0] == 1 else "RGB", (9, 7))
+    preprocess_image(picture, bundle.preprocessing)
+
+
 def inspector(run: RunDirectory, data: bytes) -> None:
     parse_engine_information(data.decode(errors="replace"))
 
@@ -176,6 +204,7 @@ PARSERS: dict[str, Callable[[RunDirectory, bytes], None]] = {
         *(run_json, quantization_json, metrics_jsonl, events_jsonl, export_json, engine_json),
         *(lock, recipe, labels_csv, onnx, inspector, bits, setting, gates),
         *(bench_json, estimate_json, parity_json, predictions_json, inside_json),
+        *(evaluation_json, bundle_json),
     )
 }
 

@@ -131,6 +131,14 @@ def test_a_refitted_engine_stays_refittable_where_tensorrt_can(report: dict[str,
     assert report["flags of a refit"] == expected
 
 
+def test_a_plan_runs_code_of_its_own_only_where_the_user_says_so(report: dict[str, Any]) -> None:
+    """Its record says that it needs to; TensorRT is not told until the user says that it may."""
+    for refused in ("foreign code", "refit of foreign code"):
+        assert "set MIMIQ_ALLOW_HOST_CODE=1 if you trust" in report[refused]
+    assert report["foreign code was allowed"] is False
+    assert "Runtime.engine_host_code_allowed=" in report["used"]
+
+
 @pytest.mark.parametrize(("kind", "tolerance"), [("float", 1e-6), ("half", 2e-3)])
 def test_the_session_gives_what_numpy_gives(
     report: dict[str, Any], kind: str, tolerance: float

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from mimiq_runtime.bounded_file import read_text
+from mimiq_runtime.edge.engine import LOADERS
 from mimiq_runtime.errors import BundleError
 from mimiq_runtime.input_form import InputForm
+from mimiq_runtime.input_limits import FARTHEST_MEAN, LARGEST_INPUT, LARGEST_STD, SMALLEST_STD
+from mimiq_runtime.preprocessing import CROP_MODES, FILTERS
 from mimiq_runtime.strict_json import read_json
 
 if TYPE_CHECKING:
@@ -71,16 +75,46 @@ def open_bundle(folder: Path) -> Bundle:
 
 
 def _describe(folder: Path, manifest: dict[str, Any]) -> Bundle:
-    labels = manifest["labels"]
+    labels, engine = manifest["labels"], manifest["engine"]
+    if engine not in LOADERS or not isinstance(manifest["version_compatible"], bool):
+        raise ValueError("the engine is not known")
     if not {manifest["model_file"], labels or manifest["model_file"]} <= set(manifest["files"]):
         raise ValueError("the model or the labels have no digest")
     return Bundle(
-        engine=manifest["engine"],
+        engine=engine,
         model=folder / manifest["model_file"],
         takes=InputForm(manifest["takes"]),
-        preprocessing=SimpleNamespace(**manifest["preprocessing"]),
+        preprocessing=_preprocessing(**manifest["preprocessing"]),
         labels=None if labels is None else tuple(read_text(folder / labels).splitlines()),
         version_compatible=manifest["version_compatible"],
+    )
+
+
+def _preprocessing(
+    input_size: Any, mean: Any, std: Any, interpolation: Any, crop_pct: Any, crop_mode: Any
+) -> SimpleNamespace:
+    """The fields, of the types and within the limits of the class that is not on the device."""
+    fits = (
+        [type(size) for size in input_size] == [int] * 3
+        and min(input_size) > 0
+        and math.prod(input_size) <= LARGEST_INPUT
+        and len(mean) == len(std) == input_size[0]
+        and {type(value) for value in (*mean, *std, crop_pct)} <= {int, float}
+        and all(abs(value) <= FARTHEST_MEAN for value in mean)
+        and all(SMALLEST_STD <= value <= LARGEST_STD for value in std)
+        and 0 < crop_pct <= 1
+        and interpolation in FILTERS
+        and crop_mode in CROP_MODES
+    )
+    if not fits:
+        raise ValueError("pictures cannot be prepared so")
+    return SimpleNamespace(
+        input_size=input_size,
+        mean=mean,
+        std=std,
+        interpolation=interpolation,
+        crop_pct=crop_pct,
+        crop_mode=crop_mode,
     )
 
 

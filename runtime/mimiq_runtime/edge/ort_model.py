@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mimiq_runtime.edge.engine_cache import engine_cache
 from mimiq_runtime.edge.library_errors import import_library, no_traceback
 from mimiq_runtime.edge.ort_providers import load_cuda, providers_of
 from mimiq_runtime.errors import EngineError
@@ -28,16 +29,18 @@ def load_model(bundle: Bundle) -> Iterator[Callable[[NDArray[Any]], NDArray[np.f
     """Load the model; see :func:`mimiq_runtime.edge.engine.load_model`."""
     ort = import_library("onnxruntime")
     # TensorRT's wheel keeps its libraries where the loader finds them only after an import.
-    if bundle.engine == "ort-trt":
+    on_tensorrt = bundle.engine == "ort-trt"
+    if on_tensorrt:
         import_library("tensorrt")
     if bundle.engine != "ort-cpu":
         load_cuda(ort)
     options = ort.SessionOptions()
     options.log_severity_level = _ERRORS_ONLY
-    if bundle.engine == "ort-trt":
+    if on_tensorrt:
         # TensorRT looks for Q/DQ pairs where the export put them.
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    providers = providers_of(bundle.engine, bundle.model)
+    cache = engine_cache(bundle.model, ort.__version__) if on_tensorrt else None
+    providers = providers_of(bundle.engine, cache)
     with no_traceback(f"ONNX Runtime {ort.__version__}", "open", bundle.model):
         session = ort.InferenceSession(
             str(bundle.model), options, providers=providers, enable_fallback=False

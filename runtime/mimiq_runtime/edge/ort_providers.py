@@ -21,27 +21,28 @@ CPU, CUDA, TENSORRT = (f"{name}ExecutionProvider" for name in ("CPU", "CUDA", "T
 _CUDA_OPTIONS = {"device_id": 0, "use_tf32": 0}
 
 
-def providers_of(engine: str, model: Path) -> list[str | tuple[str, dict[str, Any]]]:
+def providers_of(engine: str, cache: Path | None = None) -> list[str | tuple[str, dict[str, Any]]]:
     """Providers in ONNX Runtime's form; the first one is what was asked for.
 
     Those after it may take what it cannot run, such as the shapes of a graph.
 
     Args:
         engine: ``ort-cpu``, ``ort-cuda`` or ``ort-trt``.
-        model: The ONNX file; TensorRT's engines and timings are kept beside it.
+        cache: For ``ort-trt``, the folder of :func:`mimiq_runtime.edge.engine_cache.engine_cache`;
+            with None, engines are built anew each time.
     """
     if engine == "ort-cpu":
         return [CPU]
     if engine == "ort-cuda":
         return [(CUDA, _CUDA_OPTIONS), CPU]
-    cache = str(model.parent / "ort-trt-cache")
-    options = {
-        "device_id": 0,
-        "trt_engine_cache_enable": True,
-        "trt_engine_cache_path": cache,
-        "trt_timing_cache_enable": True,
-        "trt_timing_cache_path": cache,
-    }
+    options: dict[str, Any] = {"device_id": 0}
+    if cache is not None:
+        options |= {
+            "trt_engine_cache_enable": True,
+            "trt_engine_cache_path": str(cache),
+            "trt_timing_cache_enable": True,
+            "trt_timing_cache_path": str(cache),
+        }
     return [(TENSORRT, options), (CUDA, _CUDA_OPTIONS), CPU]
 
 

@@ -8,8 +8,9 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from mimiq_runtime.errors import InvalidInputError, MimiqDeployError
+from mimiq_runtime.errors import MimiqDeployError
 from mimiq_runtime.estimate import read_estimate
+from mimiq_runtime.evaluation import read_evaluation
 from mimiq_runtime.report.drawing import FAINT, INK, SERIES, draw
 from mimiq_runtime.report.numbers import bytes_as, percent
 from mimiq_runtime.report.overview import size_of_export
@@ -17,7 +18,6 @@ from mimiq_runtime.report.section import DataTable, Figure, Note, Section, missi
 from mimiq_runtime.report.shown_parity import FULL_PRECISION_REFERENCE, read_parity
 from mimiq_runtime.report.speed import read_speed
 from mimiq_runtime.session import known_engines, target_of
-from mimiq_runtime.strict_json import read_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -36,7 +36,6 @@ MEASURES = {
 }
 """How good a run is, by what is known; the first ones say most."""
 
-STUDY = "evaluation.json"
 _LONGEST = 28
 _LINE = 13  # points
 FP32 = "fp32"
@@ -193,14 +192,9 @@ def _quality_of_run(run: RunDirectory) -> dict[str, float]:
     cost = read_estimate(run)
     if cost is not None:
         quality["estimate"] = cost.accuracy_kept
-    study = run.finished(STUDY, made_by="mimiq-deploy study")
+    study = read_evaluation(run)
     if study is not None:
-        try:
-            quality["study"] = float(read_json(study)["agreement"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InvalidInputError(
-                f"{study} is damaged: {error!r:.200}; run the study again."
-            ) from error
+        quality["study"] = study.agreement
     return quality
 
 
