@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from mimiq_calib.conversion.attention import ExposedAttention
+from mimiq_calib.fitting_batch import FittingBatch
+from mimiq_calib.observation import MEMORY_KEY
 from mimiq_calib.pixels import PixelScale
 from mimiq_runtime.estimate import CostEstimate, estimate_from_logits
 
@@ -35,6 +38,8 @@ def estimate_cost(
 ) -> CostEstimate:
     """Compare both models on held-out images, block by block and at the logits.
 
+    Where the memory of a GPU is not enough for a batch, smaller ones follow.
+
     Args:
         student: The quantized model, fine-tuned.
         teacher: The full-precision model.
@@ -44,30 +49,56 @@ def estimate_cost(
         batch_size: Images a forward pass.
         seed: Of the interval's resampling.
         advance: Called with the number of images done and a note.
+
+    Raises:
+        InvalidInputError: The memory of the GPU is not enough for one image.
     """
     device = next(teacher.parameters()).device
     pixel_scale = PixelScale(preprocessing, device)
-    exact, quantized = [], []
-    noise: dict[str, float] = {}
-    signal: dict[str, float] = {}
-    for batch in torch.split(images, batch_size):
-        x = pixel_scale.normalise(pixel_scale.to_unit(batch.to(device)))
-        with _block_outputs(teacher) as right, _block_outputs(student) as given:
-            exact.append(teacher(x))
-            quantized.append(student(x))
-            for name, output in right.items():
-                error = (given[name] - output).double().square().sum()
-                noise[name] = noise.get(name, 0.0) + float(error)
-                energy = output.double().square().sum()
-                signal[name] = signal.get(name, 0.0) + float(energy)
-        advance(len(batch), "")
+
+    def compare(part: slice) -> _Comparison:
+        x = pixel_scale.normalise(pixel_scale.to_unit(images[part].to(device)))
+        found = _compare(student, teacher, x)
+        advance(len(x), "")
+        return found
+
+    parts = FittingBatch(MEMORY_KEY).run_slices(len(images), batch_size, compare)
     return estimate_from_logits(
-        torch.cat(exact).float().cpu().numpy(),
-        torch.cat(quantized).float().cpu().numpy(),
+        torch.cat([part.exact for part in parts]).numpy(),
+        torch.cat([part.quantized for part in parts]).numpy(),
         source=source,
-        blocks={name: _decibels(signal[name], noise[name]) for name in signal},
+        blocks={
+            name: _decibels(
+                sum(part.signal[name] for part in parts), sum(part.noise[name] for part in parts)
+            )
+            for name in parts[0].signal
+        },
         seed=seed,
     )
+
+
+@dataclass(frozen=True)
+class _Comparison:
+    """Logits of both models, on the CPU; energies of the blocks' outputs and of their errors."""
+
+    exact: Tensor
+    quantized: Tensor
+    signal: dict[str, float]
+    noise: dict[str, float]
+
+
+def _compare(student: nn.Module, teacher: nn.Module, images: Tensor) -> _Comparison:
+    with _block_outputs(teacher) as right, _block_outputs(student) as given:
+        exact, quantized = teacher(images), student(images)
+        return _Comparison(
+            exact.float().cpu(),
+            quantized.float().cpu(),
+            signal={name: float(output.double().square().sum()) for name, output in right.items()},
+            noise={
+                name: float((given[name] - output).double().square().sum())
+                for name, output in right.items()
+            },
+        )
 
 
 def _decibels(signal: float, noise: float) -> float | None:

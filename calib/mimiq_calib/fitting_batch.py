@@ -24,10 +24,13 @@ class FittingBatch:
     Args:
         setting: Key of the recipe that says how many are taken, for the message when even one
             image is too many.
+        make_room: Tried before fewer images are taken. Frees memory and returns what it did, for
+            the warning; None where it has nothing left to free.
     """
 
-    def __init__(self, setting: str) -> None:
+    def __init__(self, setting: str, make_room: Callable[[], str | None] = lambda: None) -> None:
         self._setting = setting
+        self._make_room = make_room
         self._limit: int | None = None
 
     def run(self, size: int, work: Callable[[int], R]) -> R:
@@ -51,20 +54,51 @@ class FittingBatch:
             try:
                 return work(part)
             except torch.OutOfMemoryError as error:
-                if part == 1:
+                remedy = self._make_room()
+                if remedy is None and part == 1:
                     raise InvalidInputError(
                         "The memory of the GPU is not enough for one image at a time "
                         f"({self._setting}); free some of it, or take a larger GPU or the CPU."
                     ) from error
             # Not above: there the error holds the frames of the attempt, and they its tensors.
-            self._limit = (part + 1) // 2
+            if remedy is None:
+                self._limit = (part + 1) // 2
+                remedy = f"going on with {self._limit}"
             torch.cuda.empty_cache()
             warnings.warn(
                 f"The memory of the GPU is not enough for {part} images at a time "
-                f"({self._setting}): going on with {self._limit}.",
+                f"({self._setting}): {remedy}.",
                 RuntimeWarning,
                 stacklevel=2,
             )
+
+    def run_slices(self, count: int, size: int, work: Callable[[slice], R]) -> list[R]:
+        """Call ``work`` for one slice of the images after another.
+
+        Args:
+            count: Number of images.
+            size: Images a slice where the memory is enough, at least one.
+            work: Takes a slice of the images. One that was too large is begun anew as a smaller
+                one: the failed call must have left nothing behind.
+
+        Returns:
+            What ``work`` returned for each slice.
+
+        Raises:
+            InvalidInputError: The memory is not enough for one image.
+        """
+        results = []
+        start = 0
+        while start < count:
+            stop, result = self.run(min(size, count - start), _from(start, work))
+            results.append(result)
+            start = stop
+        return results
+
+
+def _from(start: int, work: Callable[[slice], R]) -> Callable[[int], tuple[int, R]]:
+    """Work on so many images from a place on; gives where they end, too."""
+    return lambda size: (start + size, work(slice(start, start + size)))
 
 
 @contextlib.contextmanager

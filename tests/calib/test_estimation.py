@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 from _helpers.calib_cases import PIXEL_SCALE, PREPROCESSING, pixels
+from _helpers.little_memory import room_for
 from _helpers.tiny_students import tiny_student, tiny_teacher
 from torch import Tensor, nn
 
 from mimiq_calib.estimation import estimate_cost
+from mimiq_runtime.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from mimiq_runtime.estimate import CostEstimate
@@ -70,6 +72,25 @@ def test_batches_do_not_matter() -> None:
     assert whole.accuracy_kept == pytest.approx(parts.accuracy_kept, abs=1e-6)
     for left, right in zip(whole.blocks, parts.blocks, strict=True):
         assert left.sqnr_db == pytest.approx(right.sqnr_db, abs=0.5)
+
+
+@pytest.mark.parametrize("whose", ["student", "teacher"])
+def test_too_little_memory_takes_smaller_batches(whose: str) -> None:
+    """To the bit those that would be taken with this size, and nothing is counted twice."""
+    student = tiny_student(8, 8)
+    expected, _ = estimate(student, batch_size=2)
+    model = student if whose == "student" else tiny_teacher()
+    with room_for(model, 2), pytest.warns(RuntimeWarning, match=r"observation\.batch_size") as told:
+        found, steps = estimate(student, batch_size=4)
+    assert len(told) == 1
+    assert steps == [2, 2, 1]
+    assert found == expected
+    with (
+        room_for(model, 0),
+        pytest.raises(InvalidInputError, match=r"one image at a time \(observation\.batch_size\)"),
+    ):
+        estimate(student, batch_size=1)
+    assert not any(module._forward_hooks for module in model.modules()), "hooks are gone"
 
 
 def test_the_teacher_itself_costs_nothing() -> None:

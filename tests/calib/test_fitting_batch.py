@@ -1,6 +1,7 @@
 """Too little memory, as a GPU has it: the same images, scales and steps with fewer at a time.
 
-The error is raised where a GPU raises it, in a forward pass of too many images.
+The error is raised where a GPU raises it, in a forward pass of too many images. The stage that
+trains block by block is in test_reconstruction_memory.py.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from _helpers.calib_cases import CPU, PREPROCESSING, no_advance, pixels, synthesis
+from _helpers.little_memory import room_for
 from _helpers.tiny_students import tiny_swin, tiny_vit
 from torch import Tensor, nn
 
@@ -28,29 +30,11 @@ from mimiq_calib.synthesis.sources import ShardRequest, make_shard
 from mimiq_runtime.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from mimiq_calib.synthesis.optimisation import SynthesisedBatch
 
 SETTINGS = QuantizationSettings(weight_bits=8, activation_bits=8)
-
-
-@contextlib.contextmanager
-def room_for(model: nn.Module, most: int) -> Iterator[list[int]]:
-    """Let a model run out of memory behind its last block, when hooks have collected a lot."""
-    seen: list[int] = []
-
-    def check(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        seen.append(len(inputs[0]))
-        if len(inputs[0]) > most:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-
-    handle = model.get_submodule("norm").register_forward_pre_hook(check)
-    try:
-        yield seen
-    finally:
-        handle.remove()
 
 
 class TestFittingBatch:
@@ -85,6 +69,52 @@ class TestFittingBatch:
             pytest.raises(InvalidInputError, match=r"for one image at a time \(a\.key\)"),
         ):
             fit.run(2, work)
+
+    def test_room_is_made_before_fewer_are_taken(self) -> None:
+        freed, tried = ["first this", "then that"], list[int]()
+
+        def work(size: int) -> int:
+            tried.append(size)
+            if freed or size > 2:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return size
+
+        fit = FittingBatch("a.key", lambda: freed.pop(0) if freed else None)
+        with pytest.warns(RuntimeWarning) as warned:
+            assert fit.run(4, work) == 2
+        assert tried == [4, 4, 4, 2]
+        assert [str(warning.message).rpartition(": ")[2] for warning in warned] == [
+            "first this.",
+            "then that.",
+            "going on with 2.",
+        ]
+
+    def test_room_is_made_for_one_image(self) -> None:
+        freed = ["this"]
+
+        def work(size: int) -> int:
+            if freed:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return size
+
+        with pytest.warns(RuntimeWarning, match="this"):
+            assert FittingBatch("x", lambda: freed.pop() if freed else None).run(1, work) == 1
+
+    def test_slices_cover_all_and_the_failed_one_alone_is_begun_anew(self) -> None:
+        tried: list[tuple[int, int]] = []
+
+        def work(part: slice) -> list[int]:
+            tried.append((part.start, part.stop))
+            if part.stop - part.start > 3 and part.start >= 4:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return list(range(11)[part])
+
+        fit = FittingBatch("x")
+        with pytest.warns(RuntimeWarning, match="4 images at a time"):
+            found = fit.run_slices(11, 4, work)
+        assert tried == [(0, 4), (4, 8), (4, 6), (6, 8), (8, 10), (10, 11)]
+        assert [number for part in found for number in part] == list(range(11))
+        assert [len(part) for part in fit.run_slices(5, 4, work)] == [2, 2, 1]
 
     def test_nothing_of_the_failed_attempt_is_held(self) -> None:
         """What it holds is memory that the next attempt needs."""

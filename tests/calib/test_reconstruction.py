@@ -19,6 +19,7 @@ from _helpers.tiny_students import images, tiny_swin_student, tiny_swin_teacher,
 from torch import Tensor, nn
 
 from mimiq_calib.conversion.convert import expose_attention, insert_quantizers
+from mimiq_calib.fitting_batch import FittingBatch
 from mimiq_calib.observation import observe_activations, scale_weights
 from mimiq_calib.quantizers.quantizer import Quantizer
 from mimiq_calib.recipe import AugmentationSettings, ReconstructionSettings
@@ -28,6 +29,7 @@ from mimiq_calib.reconstruction.chain import Chain
 from mimiq_calib.reconstruction.importance import output_importance
 from mimiq_calib.reconstruction.link_training import LinkMetrics, LinkTraining
 from mimiq_calib.reconstruction.reconstruct import reconstruct, steps_of_reconstruction
+from mimiq_calib.reconstruction.view_memory import ViewMemory
 from mimiq_runtime.errors import InvalidInputError, RunDirectoryError, UnsupportedModelError
 
 if TYPE_CHECKING:
@@ -208,6 +210,7 @@ class TestImportance:
             repeated,
             temperature=5.0,
             batch_size=200,
+            fit=FittingBatch("x"),
             generator=torch.Generator().manual_seed(0),
         )
         exact = self.exact(teacher, images(2), temperature=5.0)
@@ -249,6 +252,7 @@ class TestImportance:
             images(2),
             temperature=5.0,
             batch_size=2,
+            fit=FittingBatch("x"),
             generator=torch.Generator().manual_seed(0),
         )
         assert all(torch.equal(one, torch.ones_like(one)) for one in found)
@@ -408,16 +412,21 @@ class TestInputs:
             total += int(different.sum())
         assert taken / total == pytest.approx(share, abs=0.02)
 
+    @staticmethod
+    def views(chosen: ReconstructionSettings) -> Tensor:
+        memory = ViewMemory(torch.device("cpu"))
+        return reconstructing._views(IMAGES, chosen, PREPROCESSING, 0, memory)[:]
+
     def test_first_view_is_the_image_itself(self) -> None:
         chosen = settings(views=3)
-        views = reconstructing._views(IMAGES, chosen, PREPROCESSING, 0, torch.device("cpu"))
+        views = self.views(chosen)
         plain = normalised(IMAGES.float() / 255)
         assert views.shape == (18, 3, 32, 32)
         torch.testing.assert_close(views[:6], plain)
         assert not torch.allclose(views[6:12], plain, atol=0.1)
         assert not torch.allclose(views[6:12], views[12:], atol=0.1)
         still = chosen.model_copy(update={"augmentation": AugmentationSettings(enabled=False)})
-        copies = reconstructing._views(IMAGES, still, PREPROCESSING, 0, torch.device("cpu"))
+        copies = self.views(still)
         torch.testing.assert_close(copies, plain.repeat(3, 1, 1, 1))
 
     def test_views_are_seen_equally_often(self) -> None:

@@ -165,9 +165,15 @@ class TestTwoProcesses:
             np.testing.assert_allclose(value, expected[name], rtol=1e-3, atol=1e-5, err_msg=name)
 
 
-def test_blocks_are_reconstructed_together(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "program",
+    [COMMAND, [str(Path(failing_process.__file__)), "cramped"]],
+    ids=["plain", "too little memory in one of them"],
+)
+def test_blocks_are_reconstructed_together(tmp_path: Path, program: list[str]) -> None:
+    """One that takes its views in smaller parts makes nobody wait for ever, and no other step."""
     settings = (*SETTINGS, *BLOCK_BY_BLOCK)
-    done = torchrun(COMMAND, *arguments(tmp_path / "two", settings=settings))
+    done = torchrun(program, *arguments(tmp_path / "two", settings=settings))
     assert done.returncode == 0, done.stderr
     two = RunDirectory.open(tmp_path / "two")
     alone = calibrated_alone(tmp_path / "alone", settings)

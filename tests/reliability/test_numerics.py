@@ -24,8 +24,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mimiq_calib.distillation import distill as distilling
+from mimiq_calib.fitting_batch import FittingBatch
 from mimiq_calib.reconstruction.importance import output_importance
-from mimiq_calib.reconstruction.link_training import LinkTraining
 from mimiq_deploy.cli import cli
 from mimiq_export.export_run import write_onnx
 from mimiq_runtime.errors import DivergedError, OnnxModelError
@@ -362,12 +362,12 @@ def check_state_is_kept(run: Path, stage: str, *, following: str, pieces: list[i
 def test_lack_of_memory_elsewhere_is_a_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A reconstruction has no smaller parts."""
+    """What does not go on by itself, such as a step of the optimiser."""
 
-    def run(*_: object) -> None:
+    def step(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB.\nAnd more.")
 
-    monkeypatch.setattr(LinkTraining, "run", run)
+    monkeypatch.setattr(torch.optim.Adam, "step", step)
     result = calibrate(tmp_path, **ONE_OF_EACH)
     check_refused(result, tmp_path / "run", "not enough (CUDA out of memory. Tried to allocate")
     assert "--resume" in result.stderr
@@ -402,6 +402,7 @@ def test_no_importance_is_drawn_from_nan() -> None:
             torch.ones(2, 3, requires_grad=True),
             temperature=1.0,
             batch_size=2,
+            fit=FittingBatch("x"),
             generator=torch.Generator(),
         )
 

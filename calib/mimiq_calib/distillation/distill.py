@@ -14,6 +14,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from mimiq_calib.batch_gradients import (
+    accumulate_gradients,
+    own_share,
+    sum_over_processes,
+)
 from mimiq_calib.distillation.augmentation import augment_images, make_augmentation
 from mimiq_calib.distillation.checkpoint import load_checkpoint, save_checkpoint
 from mimiq_calib.distillation.losses import logit_distillation_loss, structural_attention_loss
@@ -124,10 +129,11 @@ def distill(
             sums = torch.zeros(4, dtype=torch.float64)
             for number, (batch, share, size) in enumerate(pixels.of_epoch(epoch)):
                 _set_learning_rates(optimizer, settings, epoch, epoch * batches + number, batches)
-                compute = functools.partial(_accumulate, step_losses, optimizer, batch, share)
+                compute = functools.partial(
+                    accumulate_gradients, optimizer, step_losses, [batch], share
+                )
                 parts = fit.run(len(batch), compute)
-                gradients = [p.grad for p in (*weights, *logarithms) if p.grad is not None]
-                processes.sum_([*gradients, parts])
+                sum_over_processes(processes, optimizer, parts)
                 _refuse_divergence(float(parts[0]), epoch)
                 if settings.gradient_clip is not None:
                     nn.utils.clip_grad_norm_([*weights, *logarithms], settings.gradient_clip)
@@ -194,11 +200,8 @@ class _EpochImages:
         order = torch.randperm(len(self._images), generator=generator)
         positions = torch.arange(len(order))
         for batch in torch.split(positions, self._batch_size):
-            own = batch[self._processes.rank :: self._processes.count]
-            share = len(own) / len(batch)
-            # A batch smaller than the number of processes: this one has none of it, and takes
-            # part in the sums with an image that does not count.
-            own = own if len(own) else batch[:1]
+            places, share = own_share(self._processes, len(batch))
+            own = batch[places]
             seeds = [
                 piece_seed(self._seed, f"augmentation {epoch}", place) for place in own.tolist()
             ]
@@ -248,30 +251,6 @@ class _StepLosses:
         loss = settings.logit_weight * logit + settings.structure_weight * structure
         agreement = (student_logits.argmax(-1) == teacher_logits.argmax(-1)).float().mean()
         return loss, torch.stack([loss.detach(), logit.detach(), structure.detach(), agreement])
-
-
-def _accumulate(
-    step_losses: _StepLosses,
-    optimizer: torch.optim.Optimizer,
-    images: Tensor,
-    share: float,
-    size: int,
-) -> Tensor:
-    """Leave the gradients of a batch in the parameters, from so many images at a time.
-
-    Every loss is a mean over the images, so that the parts add up to the whole.
-
-    Returns:
-        Losses and agreement of the batch, times its share.
-    """
-    optimizer.zero_grad()
-    sums = []
-    for part in torch.split(images, size):
-        loss, parts = step_losses(part)
-        weight = share * (len(part) / len(images))
-        torch.autograd.backward(loss * weight)
-        sums.append(parts * weight)
-    return torch.stack(sums).sum(dim=0)
 
 
 def _refuse_divergence(loss: float, epoch: int) -> None:

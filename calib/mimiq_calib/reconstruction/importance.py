@@ -18,6 +18,7 @@ from torch import Tensor
 from mimiq_runtime.errors import DivergedError
 
 if TYPE_CHECKING:
+    from mimiq_calib.fitting_batch import FittingBatch
     from mimiq_calib.reconstruction.chain import Chain
 
 __all__ = ["output_importance"]
@@ -29,6 +30,7 @@ def output_importance(
     *,
     temperature: float,
     batch_size: int,
+    fit: FittingBatch,
     generator: torch.Generator,
 ) -> list[Tensor]:
     """The Fisher information's diagonal for the output of each link but the tail.
@@ -38,6 +40,7 @@ def output_importance(
         images: Normalised, ``(count, channels, height, width)``.
         temperature: Of the softmax, as in distillation.
         batch_size: Images a pass.
+        fit: How many of them the memory is enough for.
         generator: For the drawn classes.
 
     Returns:
@@ -47,32 +50,62 @@ def output_importance(
 
     Raises:
         DivergedError: The logits of an image are not finite.
+        InvalidInputError: The memory of the GPU is not enough for one image.
     """
-    sums = [torch.zeros(()) for _ in teacher.links[:-1]]
-    for batch in torch.split(images, batch_size):
-        outputs: list[Tensor] = []
-        with torch.enable_grad():
-            x = batch
-            for link in teacher.links[:-1]:
-                x = link(x)
-                if not outputs:
-                    x.requires_grad_(True)
-                x.retain_grad()
-                outputs.append(x)
-            log_probabilities = torch.log_softmax(teacher.links[-1](x).float() / temperature, -1)
-            if not torch.isfinite(log_probabilities).all():
-                raise DivergedError(
-                    "The full-precision model gives logits that are not finite numbers for one of "
-                    "the calibration images; check the checkpoint."
-                )
-            drawn = torch.multinomial(
-                log_probabilities.detach().exp().cpu(), 1, generator=generator
-            ).to(batch.device)
-            torch.autograd.backward(log_probabilities.gather(1, drawn).sum())
-        for index, output in enumerate(outputs):
-            assert output.grad is not None  # every link is on the way to the logits
-            sums[index] = sums[index].to(batch.device) + output.grad.square().sum(dim=0)
-    return [_scaled(total) for total in sums]
+
+    def classes(_size: int) -> int:
+        with torch.no_grad():
+            return _forward(teacher, images[:1])[-1].shape[-1]
+
+    def squares(part: slice) -> list[Tensor]:
+        gradients = _gradients(teacher, images[part], races[part], temperature)
+        return [gradient.square().sum(dim=0) for gradient in gradients]
+
+    races = _races(len(images), fit.run(1, classes), batch_size, generator)
+    found = fit.run_slices(len(images), batch_size, squares)
+    return [_scaled(sum(parts[1:], parts[0])) for parts in zip(*found, strict=True)]
+
+
+def _races(count: int, classes: int, batch_size: int, generator: torch.Generator) -> Tensor:
+    """A waiting time for each image and class, on the CPU, drawn before anything is computed.
+
+    Divided by a probability, the shortest is that of a class drawn with this probability. So
+    ``torch.multinomial`` draws; there, how many images come together would change what is drawn.
+    """
+    sizes = [len(batch) for batch in torch.split(torch.arange(count), batch_size)]
+    times = [torch.empty(size, classes).exponential_(generator=generator) for size in sizes]
+    return torch.cat(times)
+
+
+def _gradients(teacher: Chain, images: Tensor, races: Tensor, temperature: float) -> list[Tensor]:
+    """Of each image's drawn log-probability, by the output of each link but the tail."""
+    with torch.enable_grad():
+        *outputs, logits = _forward(teacher, images)
+        log_probabilities = torch.log_softmax(logits.float() / temperature, -1)
+        if not torch.isfinite(log_probabilities).all():
+            raise DivergedError(
+                "The full-precision model gives logits that are not finite numbers for one of "
+                "the calibration images; check the checkpoint."
+            )
+        probabilities = log_probabilities.detach().exp().cpu()
+        drawn = (probabilities / races).argmax(dim=-1, keepdim=True).to(images.device)
+        torch.autograd.backward(log_probabilities.gather(1, drawn).sum())
+    gradients = []
+    for output in outputs:
+        assert output.grad is not None  # every link is on the way to the logits
+        gradients.append(output.grad)
+    return gradients
+
+
+def _forward(teacher: Chain, images: Tensor) -> list[Tensor]:
+    """What each link gives; gradients by all of them are kept, where there are any."""
+    outputs = [images]
+    for link in teacher.links:
+        outputs.append(link(outputs[-1]))
+        if torch.is_grad_enabled():
+            outputs[1].requires_grad_(True)
+            outputs[-1].retain_grad()
+    return outputs[1:]
 
 
 def _scaled(total: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from mimiq_calib.batch_gradients import accumulate_gradients, own_share, sum_over_processes
 from mimiq_calib.conversion.convert import quantizers_of
 from mimiq_calib.precision import autocast, resolve_precision
 from mimiq_calib.randomness import piece_generator, piece_seed
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from mimiq_calib.processes import Processes
     from mimiq_calib.recipe import ReconstructionSettings
     from mimiq_calib.reconstruction.chain import Link
+    from mimiq_calib.reconstruction.view_memory import ViewMemory, ViewValues
 
 __all__ = ["LinkMetrics", "LinkTraining"]
 
@@ -50,6 +52,7 @@ class LinkTraining:
     Args:
         link: The student's link, scales in the logarithm.
         settings: Batches, rates and mixing.
+        memory: Where the values of all views are, and how many of them fit at a time.
         targets: What the teacher's link gives, for all views.
         weight: How much each value of the output counts; broadcasts against a batch.
         seed: Seed of the run.
@@ -61,7 +64,8 @@ class LinkTraining:
         self,
         link: Link,
         settings: ReconstructionSettings,
-        targets: Tensor,
+        memory: ViewMemory,
+        targets: ViewValues,
         weight: Tensor,
         *,
         seed: int,
@@ -70,25 +74,21 @@ class LinkTraining:
     ) -> None:
         self._link = link
         self._settings = settings
+        self._memory = memory
         self._targets = targets
         self._weight = weight
-        # Batch by batch: all views together may be most of the memory already.
-        energies = [
-            float((batch.square() * weight).mean()) * len(batch)
-            for batch in torch.split(targets, settings.batch_size)
-        ]
-        energy = sum(energies) / len(targets)
+        energy = self._mean(lambda views: (targets[views].square() * weight).mean())
         # Where the teacher gives nothing but zeros, or squares beyond single precision, there is
         # no share of it; then the error is that of the output itself.
         self._energy = energy if 0 < energy < math.inf else 1.0
         self._seed = seed
         self._number = number
         self._processes = processes
-        self._precision = resolve_precision(settings.precision, targets.device)
+        self._precision = resolve_precision(settings.precision, memory.device)
 
     def run(
-        self, quantized: Tensor, exact: Tensor, advance: Callable[[int, str], None]
-    ) -> tuple[Tensor, LinkMetrics]:
+        self, quantized: ViewValues, exact: ViewValues, advance: Callable[[int, str], None]
+    ) -> tuple[ViewValues, LinkMetrics]:
         """Train the link on what the quantized links before it give, mixed with the teacher's.
 
         Args:
@@ -101,6 +101,7 @@ class LinkTraining:
 
         Raises:
             DivergedError: The loss is no longer finite.
+            InvalidInputError: The memory of the GPU is not enough for one view.
             LostProcessError: Another process has ended.
         """
         link = self._link
@@ -114,7 +115,9 @@ class LinkTraining:
         link.load_state_dict(untrained)
         return outputs_before, LinkMetrics(link.name, before, before)
 
-    def _train(self, quantized: Tensor, exact: Tensor, advance: Callable[[int, str], None]) -> None:
+    def _train(
+        self, quantized: ViewValues, exact: ViewValues, advance: Callable[[int, str], None]
+    ) -> None:
         settings, link = self._settings, self._link
         optimizer = self._optimizer()
         rates = [group["lr"] for group in optimizer.param_groups]
@@ -123,10 +126,7 @@ class LinkTraining:
             factor = cosine_factor(step, settings.iterations, settings.final_learning_rate_ratio)
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * factor
-            chosen = batches.next().to(quantized.device)
-            inputs = self._mixed(quantized[chosen], exact[chosen], step)
-            optimizer.zero_grad()
-            loss = self._accumulate(inputs, self._targets[chosen])
+            loss = self._gradients(optimizer, quantized, exact, batches.next(), step)
             if not math.isfinite(loss):
                 raise DivergedError(
                     f"The reconstruction of {link.name} diverged: its loss is {loss}; the state "
@@ -137,29 +137,39 @@ class LinkTraining:
             advance(1, f"{link.name}, error {loss:.4f}")
         link.requires_grad_(False)
 
-    def _accumulate(self, inputs: Tensor, targets: Tensor) -> float:
+    def _gradients(
+        self,
+        optimizer: torch.optim.Optimizer,
+        quantized: ViewValues,
+        exact: ViewValues,
+        chosen: Tensor,
+        step: int,
+    ) -> float:
         """Leave the gradients of a batch in the parameters, and return its error.
 
-        Each process computes those of its own views, and they are added up
-        (docs/decisions/0021-gradients-are-summed.md).
+        Each process computes those of its own views, as many at a time as fit.
         """
-        rank, count = self._processes.rank, self._processes.count
-        own = slice(rank, None, count)
-        share = len(inputs[own]) / len(inputs)
-        if share == 0:  # fewer views than processes: one that does not count
-            own = slice(0, 1)
-        with autocast(self._precision, inputs.device):
-            outputs = self._link(inputs[own])
-        loss = self._error(outputs, targets[own]) * share
-        torch.autograd.backward(loss)
-        error = loss.detach()
-        gradients = [p.grad for p in self._link.parameters() if p.grad is not None]
-        self._processes.sum_([*gradients, error])
+        own, share = own_share(self._processes, len(chosen))
+
+        def compute(size: int) -> Tensor:
+            # Mixed as a whole: what is drawn depends neither on the size nor on the process.
+            inputs = self._mixed(quantized[chosen], exact[chosen], step)[own]
+            batch = [inputs, self._targets[chosen[own]]]
+            return accumulate_gradients(optimizer, self._losses, batch, share, size)
+
+        error = self._memory.with_gradients.run(len(chosen[own]), compute)
+        sum_over_processes(self._processes, optimizer, error)
         return float(error)
+
+    def _losses(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        with autocast(self._precision, inputs.device):
+            outputs = self._link(inputs)
+        error = self._error(outputs, targets)
+        return error, error
 
     def _all_keep(self, *, better: bool) -> bool:
         """What the first process finds: on other hardware a rounding may tell another one."""
-        found = torch.tensor(float(better and self._processes.first), device=self._targets.device)
+        found = torch.tensor(float(better and self._processes.first), device=self._memory.device)
         self._processes.sum_([found])
         return bool(found)
 
@@ -199,16 +209,22 @@ class LinkTraining:
     def _error(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return ((outputs.float() - targets).square() * self._weight).mean() / self._energy
 
-    @torch.no_grad()
-    def _outputs(self, inputs: Tensor) -> tuple[Tensor, float]:
+    def _outputs(self, inputs: ViewValues) -> tuple[ViewValues, float]:
         """Outputs of all views, in single precision, and their error."""
-        outputs, total = [], 0.0
-        size = self._settings.batch_size
-        batches = zip(torch.split(inputs, size), torch.split(self._targets, size), strict=True)
-        for x, target in batches:
-            outputs.append(self._link(x))
-            total += float(self._error(outputs[-1], target)) * len(x)
-        return torch.cat(outputs), total / len(inputs)
+        outputs = self._memory.outputs(self._link, inputs, self._settings.batch_size)
+        targets = self._targets
+        return outputs, self._mean(lambda views: self._error(outputs[views], targets[views]))
+
+    def _mean(self, of_views: Callable[[slice], Tensor]) -> float:
+        """The mean over all views of what is a mean over some of them."""
+        count = len(self._targets)
+
+        def weighed(views: slice) -> float:
+            return float(of_views(views)) * len(range(count)[views])
+
+        fit = self._memory.without_gradients
+        total: float = sum(fit.run_slices(count, self._settings.batch_size, weighed))
+        return total / count
 
 
 class _Batches:

@@ -19,9 +19,10 @@ from mimiq_calib.distillation.parametrization import learn_scales_in_logarithm
 from mimiq_calib.pixels import PixelScale
 from mimiq_calib.processes import Processes
 from mimiq_calib.randomness import piece_generator, piece_seed
-from mimiq_calib.reconstruction.chain import Chain, Link
+from mimiq_calib.reconstruction.chain import Chain
 from mimiq_calib.reconstruction.importance import output_importance
 from mimiq_calib.reconstruction.link_training import LinkMetrics, LinkTraining
+from mimiq_calib.reconstruction.view_memory import ViewMemory, ViewValues
 from mimiq_runtime.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
@@ -66,6 +67,10 @@ def reconstruct(
     the same result, whatever the student's quantizers were. Up to five tensors of the size of one
     block's output for all views are held at a time.
 
+    Where the memory of a GPU is not enough, these are kept on the host, to the same bits. Where
+    that is not enough either, a batch is taken in parts whose gradients are added up: the step
+    stays that of the whole batch but for rounding.
+
     Args:
         student: Model with calibrated quantizers, in inference mode; trained in place.
         teacher: The full-precision model with frozen parameters.
@@ -81,6 +86,7 @@ def reconstruct(
 
     Raises:
         UnsupportedModelError: The model is no chain of blocks.
+        InvalidInputError: The memory of the GPU is not enough for one view.
         DivergedError: A loss is no longer finite; the state after the last good link is in
             ``checkpoint``.
         RunDirectoryError: ``checkpoint`` is not of this training.
@@ -99,18 +105,20 @@ def reconstruct(
         # Nothing is left to do where a run is resumed in a later stage.
         if next_link < len(links):
             device = next(student.parameters()).device
-            views = _views(images, settings, preprocessing, seed, device)
-            _check_chain(teacher, chains[1], views[:1])
-            weights = _error_weights(chains[1], views, settings, seed)
+            memory = ViewMemory(device)
+            views = _views(images, settings, preprocessing, seed, memory)
+            _check_chain(teacher, chains[1], views, memory)
+            weights = _error_weights(chains[1], views, settings, seed, memory)
             exact, quantized = views, views
             for number, (link, original) in enumerate(links):
-                targets = _run(original, exact, settings.batch_size)
+                targets = memory.outputs(original, exact, settings.batch_size)
                 if number < next_link:
-                    outputs = _run(link, quantized, settings.batch_size)
+                    outputs = memory.outputs(link, quantized, settings.batch_size)
                 else:
                     training = LinkTraining(
                         link,
                         settings,
+                        memory,
                         targets,
                         weights[number],
                         seed=seed,
@@ -131,48 +139,60 @@ def _views(
     settings: ReconstructionSettings,
     preprocessing: Preprocessing,
     seed: int,
-    device: torch.device,
-) -> Tensor:
+    memory: ViewMemory,
+) -> ViewValues:
     """The images, and further copies of them, each changed at random; normalised."""
-    pixel_scale = PixelScale(preprocessing, device)
+    pixel_scale = PixelScale(preprocessing, memory.device)
     augmentation = make_augmentation(settings.augmentation, preprocessing.input_size)
-    unit = pixel_scale.to_unit(images.to(device))
-    views = [unit]
-    for view in range(1, settings.views):
-        seeds = [piece_seed(seed, f"{STAGE} view {view}", place) for place in range(len(images))]
-        views.append(augment_images(unit, augmentation, seeds))
-    return pixel_scale.normalise(torch.cat(views))
+    count = len(images)
+    views = memory.keep(settings.views * count)
+    for view in range(settings.views):
+
+        def make(part: slice, view: int = view) -> None:
+            unit = pixel_scale.to_unit(images[part].to(memory.device))
+            if view:
+                places = range(count)[part]
+                seeds = [piece_seed(seed, f"{STAGE} view {view}", place) for place in places]
+                unit = augment_images(unit, augmentation, seeds)
+            first = view * count
+            views[first + part.start : first + part.stop] = pixel_scale.normalise(unit)
+
+        memory.without_gradients.run_slices(count, settings.batch_size, make)
+    return views
 
 
 def _error_weights(
-    teacher: Chain, views: Tensor, settings: ReconstructionSettings, seed: int
+    teacher: Chain,
+    views: ViewValues,
+    settings: ReconstructionSettings,
+    seed: int,
+    memory: ViewMemory,
 ) -> list[Tensor]:
     """How much each value of each link's output counts; logits all the same."""
-    even = torch.ones((), device=views.device)
+    even = torch.ones((), device=memory.device)
     if not settings.weigh_by_importance:
         return [even] * len(teacher.links)
     stride = max(1, len(views) // IMPORTANCE_IMAGES)
     importance = output_importance(
         teacher,
-        views[::stride],
+        memory.without_gradients.run(1, lambda _size: views[::stride]),
         temperature=settings.temperature,
         batch_size=settings.batch_size,
+        fit=memory.fitting(),
         generator=piece_generator(seed, f"{STAGE} importance", 0),
     )
     return [*importance, even]
 
 
-def _check_chain(model: nn.Module, chain: Chain, images: Tensor) -> None:
-    with torch.no_grad():
-        same = torch.allclose(chain(images), model(images), rtol=1e-4, atol=1e-4)
-    if not same:
+def _check_chain(model: nn.Module, chain: Chain, views: ViewValues, memory: ViewMemory) -> None:
+    @torch.no_grad()
+    def same(_size: int) -> bool:
+        image = views[:1]
+        return torch.allclose(chain(image), model(image), rtol=1e-4, atol=1e-4)
+
+    if not memory.without_gradients.run(1, same):
         raise UnsupportedModelError(
             type(model).__name__,
             "its blocks are no chain, so that they cannot be reconstructed one by one; "
             "use fine_tuning=distill",
         )
-
-
-@torch.no_grad()
-def _run(link: Link, inputs: Tensor, batch_size: int) -> Tensor:
-    return torch.cat([link(batch) for batch in torch.split(inputs, batch_size)])
