@@ -102,13 +102,14 @@ def _tap(
     scale = float(module.scale)
 
     def hook(_: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor | None:
-        codes = quantize_to_codes(inputs[0], module.scale, module.grid)
+        own = isinstance(module, Codes)
+        codes = output if own else quantize_to_codes(inputs[0], module.scale, module.grid)
         found[name] = QuantizedValues(codes.numpy(), scale)
         aligned = None if imposed is None else align_layout(imposed.codes, codes.numpy())
         if imposed is None or aligned is None:
             return None
         # The other side's value in steps of this side's grid: whole numbers if the scales agree.
         steps = torch.from_numpy(aligned.astype("float32")) * (imposed.scale / scale)
-        return steps if isinstance(module, Codes) else steps * module.scale
+        return steps if own else steps * module.scale
 
     return hook

@@ -62,14 +62,19 @@ def fake_quantize(
     )
 
 
+def initializer(name: str, array: np.ndarray) -> ir.Value:
+    """An initializer of the array's own type."""
+    return ir.val(name, const_value=ir.tensor(array, name=name))
+
+
 def constant(name: str, array: object) -> ir.Value:
     """A float32 initializer."""
-    return ir.val(name, const_value=ir.tensor(np.asarray(array, np.float32), name=name))
+    return initializer(name, np.asarray(array, np.float32))
 
 
 def integers(name: str, array: object) -> ir.Value:
     """An int64 initializer."""
-    return ir.val(name, const_value=ir.tensor(np.asarray(array, np.int64), name=name))
+    return initializer(name, np.asarray(array, np.int64))
 
 
 def model_of(

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
-from _helpers.onnx_graphs import Array, constant, model_of, run_ort
+from _helpers.onnx_graphs import Array, constant, initializer, model_of, run_ort
 from _helpers.processor import has_avx512
 from _helpers.tiny_students import images, tiny_student
 from torch import nn
@@ -18,7 +18,13 @@ from mimiq_calib.conversion.layers import QuantizedConv2d, QuantizedLinear
 from mimiq_calib.engine_arithmetic.convert import in_engine_arithmetic
 from mimiq_calib.engine_arithmetic.fused_multiply_add import fused_multiply_add
 from mimiq_calib.engine_arithmetic.gelu import KernelGelu
-from mimiq_calib.engine_arithmetic.integer_products import IntegerConv2d, IntegerLinear
+from mimiq_calib.engine_arithmetic.integer_products import (
+    Codes,
+    IntegerConv2d,
+    IntegerLinear,
+    Requantize,
+    Rescale,
+)
 from mimiq_calib.engine_arithmetic.layer_norm import KernelLayerNorm
 from mimiq_calib.engine_arithmetic.softmax import KernelSoftmax
 from mimiq_calib.quantizers.quantizer import Quantizer
@@ -142,6 +148,27 @@ def test_a_linear_is_exact_integer_arithmetic(grid: Grid) -> None:
     sums = inputs.astype(np.int64) @ weight.T.astype(np.int64)
     expected = sums.astype(np.float32) * (np.float32(0.013) * scales)
     np.testing.assert_array_equal(actual, expected + linear.bias.detach().numpy())
+
+
+def test_sums_become_codes_as_in_the_engine() -> None:
+    """By one multiplication: a division of rescaled sums gives other codes at ties."""
+    left = RANDOM.integers(0, 256, size=(300, 197)).astype(np.uint8)
+    right = RANDOM.integers(-128, 128, size=(197, 64)).astype(np.int8)
+    scales = {"a": 0.0039, "b": 0.0173, "y": 0.0117}
+    image = ir.val("x", ir.DataType.UINT8, left.shape)
+    output = ir.val("codes", ir.DataType.INT8, (300, 64))
+    a, b, y = (constant(name, scale) for name, scale in scales.items())
+    zero = initializer("zero", np.array(0, np.int8))
+    inputs = [image, a, initializer("a_zero", np.array(0, np.uint8))]
+    inputs += [initializer("right", right), b, zero, y, zero]
+    node = ir.node("QLinearMatMul", inputs, outputs=[output], name="n")
+    expected = run_ort(model_of([node], [image], [output]), {"x": left})[0]
+    codes = Codes(quantizer(Grid(-128, 127), scales["y"], TensorKind.ACTIVATION))
+    rescale = Rescale(torch.tensor(scales["a"]), torch.tensor(scales["b"]))
+    sums = torch.from_numpy(left.astype(np.int64) @ right.astype(np.int64))
+    with torch.no_grad():
+        np.testing.assert_array_equal(Requantize(codes, rescale)(sums).numpy(), expected)
+        assert (codes(rescale(sums)).numpy() != expected).any()
 
 
 def test_a_convolution_is_exact_integer_arithmetic() -> None:

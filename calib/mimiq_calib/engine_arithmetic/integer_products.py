@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from mimiq_calib.quantizers.quantizer import Quantizer
     from mimiq_runtime.grid import Grid
 
-__all__ = ["Codes", "IntegerConv2d", "IntegerLinear", "Rescale"]
+__all__ = ["Codes", "IntegerConv2d", "IntegerLinear", "Requantize", "Rescale"]
 
 _EXACT_BELOW = 2**24
 """Whole numbers up to here are exact in single precision."""
@@ -55,6 +55,30 @@ class Rescale(nn.Module):
     def forward(self, sums: Tensor) -> Tensor:
         """Multiply by both scales at once; single precision."""
         return sums.float() * self.scale
+
+
+class Requantize(Codes):
+    r"""Makes codes of sums by one multiplication, :math:`\mathrm{round}(a \cdot m)`.
+
+    With :math:`m` the scale of the sums over that of the codes, rounded once. So integer engines
+    end a product whose result is quantized at once (ONNX's QLinearMatMul), where quantizing the
+    rescaled sums would divide by the scale of the codes.
+
+    Args:
+        codes: What quantized the rescaled sums.
+        of_sums: What rescaled them.
+    """
+
+    def __init__(self, codes: Codes, of_sums: Rescale) -> None:
+        nn.Module.__init__(self)
+        self.scale, self.grid = codes.scale, codes.grid
+        multiplier = (of_sums.scale / codes.scale).detach()
+        self.register_buffer("multiplier", multiplier, persistent=False)
+        self.multiplier: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Codes of whole numbers, as floating-point numbers in the shape of ``x``."""
+        return torch.round(x.float() * self.multiplier).clamp(self.grid.qmin, self.grid.qmax)
 
 
 class IntegerLinear(nn.Module):
