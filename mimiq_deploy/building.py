@@ -29,9 +29,11 @@ from mimiq_runtime.errors import (
 from mimiq_runtime.event_log import note_finished, note_started
 from mimiq_runtime.machine import library_versions
 from mimiq_runtime.manifest import FileRecord
+from mimiq_runtime.named_steps import named_steps
 from mimiq_runtime.output_file import check_output_file, check_outside_of_runs
 from mimiq_runtime.run_directory import RunDirectory
 from mimiq_runtime.trt_build import (
+    STEPS,
     build_engine,
     check_options,
     import_polygraphy,
@@ -40,7 +42,7 @@ from mimiq_runtime.trt_build import (
 from mimiq_runtime.trt_library import import_tensorrt
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from mimiq_runtime.cuda_device import CudaDevice
@@ -131,12 +133,16 @@ def _build_alone(
     else:
         folder = output or onnx.parent / "engines" / device.slug / onnx.stem
     begun = time.monotonic()
+    root = None if run is None else run.root
     if refit:
         given = folder / PLAN if run is None else run.path(plan_for(run, device, target))
-        record, plan = _refit(given, onnx)
+        with named_steps(stage, 1, directory=root) as begin:
+            begin("refit")
+            record, plan = _refit(given, onnx)
     else:
         cache = timing_cache or folder.parent / _TIMING_CACHE
-        record, plan = _build(onnx, options, cache, device)
+        with named_steps(stage, len(STEPS), directory=root) as begin:
+            record, plan = _build(onnx, options, cache, device, begin)
         if run is not None and timing_cache is None:
             # Polygraphy leaves its lock behind. Nobody waits for it: this process holds the run's.
             cache.with_name(f"{cache.name}.lock").unlink(missing_ok=True)
@@ -235,9 +241,13 @@ def _device(onnx: Path, command: str) -> CudaDevice:
 
 
 def _build(
-    onnx: Path, options: BuildOptions, timing_cache: Path, device: CudaDevice
+    onnx: Path,
+    options: BuildOptions,
+    timing_cache: Path,
+    device: CudaDevice,
+    begin: Callable[[str], None],
 ) -> tuple[EngineRecord, bytes]:
-    built = build_engine(onnx, options, timing_cache=timing_cache)
+    built = build_engine(onnx, options, timing_cache=timing_cache, begin=begin)
     record = EngineRecord(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         device=device,
