@@ -2,17 +2,22 @@
 
     python benchmarks/cpu_engines.py RUN [--rounds 5] [--json FILE]
 
-RUN is a calibrated run, such as the one of benchmarks/deit_tiny_photos.sh. The script exports it
-for each target and scope, quantizes the same FP32 ONNX with ONNX Runtime's own `quantize_static`,
-and times all of them: every measurement is a process of its own, the variants take turns, and a
-round's ratio compares processes that ran within the same minute. Printed are medians over the
-rounds, with the smallest and the largest ratio.
+RUN is a calibrated run of 224 pixels, such as that of
+
+    mimiq-deploy calibrate deit_tiny_patch16_224 --checkpoint FILE --bits w8a8 -o RUN
+
+The script exports a copy of it in a temporary folder for each target and scope, so that RUN and
+its exports stay as they are, quantizes the same FP32 ONNX with ONNX Runtime's own
+`quantize_static`, and times all of them: every measurement is a process of its own, the variants
+take turns, and a round's ratio compares processes that ran within the same minute. Printed are
+medians over the rounds, with the smallest and the largest ratio.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import statistics
 import subprocess
 import sys
@@ -75,7 +80,8 @@ def build(run: Path, folder: Path) -> Iterator[Variant]:
     from mimiq_runtime.run_directory import RunDirectory
     from mimiq_runtime.scope import Scope
 
-    directory = RunDirectory.open(run)
+    # Exports are written into a run; that of the user keeps its own.
+    directory = RunDirectory.open(shutil.copytree(RunDirectory.open(run).root, folder / "run"))
     made: list[Variant] = []
     for target in ("ort-cpu", "openvino"):
         for scope in Scope:

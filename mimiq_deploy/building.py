@@ -32,9 +32,11 @@ from mimiq_runtime.errors import (
 from mimiq_runtime.event_log import note_finished, note_started
 from mimiq_runtime.machine import library_versions
 from mimiq_runtime.manifest import FileRecord
+from mimiq_runtime.named_steps import named_steps
 from mimiq_runtime.output_file import check_output_file, check_outside_of_runs
 from mimiq_runtime.run_directory import RunDirectory
 from mimiq_runtime.trt_build import (
+    STEPS,
     build_engine,
     check_options,
     import_polygraphy,
@@ -44,7 +46,7 @@ from mimiq_runtime.trt_host_code import check_host_code
 from mimiq_runtime.trt_library import import_tensorrt
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from mimiq_runtime.cuda_device import CudaDevice
@@ -133,15 +135,23 @@ def _build_alone(
     else:
         folder = output or onnx.parent / "engines" / device.slug / onnx.stem
     begun = time.monotonic()
+    root = None if run is None else run.root
     if refit:
         given = folder / PLAN if run is None else run.path(plan_for(run, device, target))
-        record, plan = _refit(given, onnx)
+        with named_steps(stage, 1, directory=root) as begin:
+            begin("refit")
+            record, plan = _refit(given, onnx)
     elif run is not None and timing_cache is None:
-        with _timing_cache_of(run, f"{folder_in_run.rpartition('/')[0]}/{_TIMING_CACHE}") as cache:
-            record, plan = _build(onnx, options, cache, device)
+        within = f"{folder_in_run.rpartition('/')[0]}/{_TIMING_CACHE}"
+        with (
+            _timing_cache_of(run, within) as cache,
+            named_steps(stage, len(STEPS), directory=root) as begin,
+        ):
+            record, plan = _build(onnx, options, cache, device, begin)
     else:
         cache = timing_cache or folder.parent / _TIMING_CACHE
-        record, plan = _build(onnx, options, cache, device)
+        with named_steps(stage, len(STEPS), directory=root) as begin:
+            record, plan = _build(onnx, options, cache, device, begin)
     proved = record.precision.proved or allow_floating_point or target in BASELINES
     if run is not None:
         written = _record_engine(run, folder_in_run, record, plan if proved else None)
@@ -245,9 +255,13 @@ def _device(onnx: Path, command: str) -> CudaDevice:
 
 
 def _build(
-    onnx: Path, options: BuildOptions, timing_cache: Path, device: CudaDevice
+    onnx: Path,
+    options: BuildOptions,
+    timing_cache: Path,
+    device: CudaDevice,
+    begin: Callable[[str], None],
 ) -> tuple[EngineRecord, bytes]:
-    built = build_engine(onnx, options, timing_cache=timing_cache)
+    built = build_engine(onnx, options, timing_cache=timing_cache, begin=begin)
     record = EngineRecord(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         device=device,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import platform
+import sys
 import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -26,6 +27,7 @@ from mimiq_runtime.errors import CheckpointError, InvalidInputError, RunDirector
 from mimiq_runtime.event_log import note_progress, note_skipped, record_events
 from mimiq_runtime.machine import library_versions
 from mimiq_runtime.manifest import ModelRecord, RunManifest
+from mimiq_runtime.printable import printable
 from mimiq_runtime.progress import progress_bar
 from mimiq_runtime.run_directory import RunDirectory
 from mimiq_runtime.run_lock import hold_directory
@@ -179,8 +181,12 @@ def _prepare_run(
 def _load_model(request: CalibrationRequest, processes: Processes) -> tuple[nn.Module, RunManifest]:
     from mimiq_calib import model_loading
     from mimiq_calib.checkpoint_names import todays_names
-    from mimiq_calib.hub_names import look_up
+    from mimiq_calib.hub_names import describe_download, look_up
 
+    asked = describe_download(request.model, weights=request.checkpoint is None)
+    if asked is not None and processes.first:
+        # There is no run yet whose events could have it: until the model is known, none is made.
+        print(printable(asked), file=sys.stderr)
     named = look_up(request.model)
     weights = None
     num_classes = request.num_classes

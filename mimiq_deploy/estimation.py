@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from mimiq_runtime.estimate import ESTIMATE_PATH
+from mimiq_runtime.estimate import ESTIMATE_PATH, FOLDER, caution
 from mimiq_runtime.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -18,9 +18,6 @@ if TYPE_CHECKING:
 __all__ = ["ESTIMATE", "describe_block_errors", "describe_estimate", "estimate"]
 
 ESTIMATE = "estimate"
-
-FOLDER = "folder"
-"""The one source of images that is real data."""
 
 
 def estimate(
@@ -56,8 +53,13 @@ def estimate(
     run.finish_stage(ESTIMATE, seconds=time.monotonic() - begun)
 
 
-def describe_estimate(result: CostEstimate) -> str:
-    """The estimate in a sentence, with what it rests on."""
+def describe_estimate(result: CostEstimate, bits: str) -> str:
+    """The estimate in a sentence, with what it rests on, and one of how it misled before.
+
+    Args:
+        result: The estimate.
+        bits: Of the run, such as ``w4a4``.
+    """
     kept, low, high = (
         100 * share
         for share in (result.accuracy_kept, result.accuracy_kept_low, result.accuracy_kept_high)
@@ -70,10 +72,11 @@ def describe_estimate(result: CostEstimate) -> str:
         if result.source == FOLDER
         else f"images ({result.source}), no photograph was seen"
     )
+    misled = caution(bits, result.source)
     return (
         f"keeps about {kept:.0f} % of the full-precision accuracy ({low:.0f} to {high:.0f} %), "
         f"agreement {100 * logits.agreement:.0f} %, KL divergence {divergence}, logit SQNR {sqnr}: "
-        f"by {result.images} held-out {rests_on}"
+        f"by {result.images} held-out {rests_on}{'' if misled is None else f'. {misled}'}"
     )
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mimiq_runtime.errors import InvalidInputError, RunDirectoryError
+from mimiq_runtime.named_steps import named_steps
 from mimiq_runtime.reference import REFERENCE_IMAGES, reference_path
 from mimiq_runtime.run_directory import writes_run
 from mimiq_runtime.run_images import read_shard, shards_of
@@ -16,6 +17,7 @@ from mimiq_runtime.scope import Scope
 from mimiq_runtime.strict_json import read_json
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from torch import nn
@@ -35,6 +37,9 @@ HALF_BASELINE = "fp16"
 
 BASELINES = (BASELINE, HALF_BASELINE)
 """Exports of the model without quantization."""
+
+REFERENCE = "reference logits"
+"""The last step of an export, which computes them."""
 
 
 def onnx_path(target: str) -> str:
@@ -86,6 +91,7 @@ def export_run(
     """
     from mimiq_calib.conversion.scope import limit_scope
     from mimiq_calib.run_models import load_student, load_teacher
+    from mimiq_export.export_run import STEPS
     from mimiq_export.options import PLAIN, ExportOptions
     from mimiq_export.targets.registry import get_target
 
@@ -101,18 +107,32 @@ def export_run(
     teacher = load_teacher(run)
     run.begin_stage(stage)
     if target in BASELINES:
-        record = _write(run, teacher, target, target, options)
+        with named_steps(stage, len(STEPS), directory=run.root) as begin:
+            record = _write(run, teacher, target, target, options, begin=begin)
     else:
-        for baseline in BASELINES if chosen.half_baseline else (BASELINE,):
-            # What is written last of it: an export that was interrupted is made again.
-            if f"export/{baseline}/export.json" not in run.manifest.files:
-                _write(run, teacher, baseline, baseline, PLAIN)
-        student = load_student(run)
-        limit_scope(student, scope)
-        record = _write(run, student, target, run.manifest.bits, options, scope=scope)
-        _write_reference(run, teacher, student, target)
+        baselines = _missing_baselines(run, half=chosen.half_baseline)
+        steps = len(STEPS) * (len(baselines) + 1) + 1
+        with named_steps(stage, steps, directory=run.root) as begin:
+            for baseline in baselines:
+                _write(run, teacher, baseline, baseline, PLAIN, begin=begin)
+            student = load_student(run)
+            limit_scope(student, scope)
+            bits = run.manifest.bits
+            record = _write(run, student, target, bits, options, begin=begin, scope=scope)
+            begin(REFERENCE)
+            _write_reference(run, teacher, student, target)
     run.finish_stage(stage, seconds=time.monotonic() - begun)
     return record
+
+
+def _missing_baselines(run: RunDirectory, *, half: bool) -> list[str]:
+    """Which full-precision models are yet to be exported."""
+    # What is written last of it: an export that was interrupted is made again.
+    return [
+        name
+        for name in (BASELINES if half else (BASELINE,))
+        if f"export/{name}/export.json" not in run.manifest.files
+    ]
 
 
 def _write(
@@ -122,11 +142,21 @@ def _write(
     bits: str,
     options: ExportOptions,
     *,
+    begin: Callable[[str], None],
     scope: Scope | None = None,
 ) -> ExportRecord:
     from mimiq_export.export_run import export_model, write_onnx
 
-    graph = export_model(model, target=target, provenance=_provenance(run, bits), options=options)
+    def begin_step(name: str) -> None:
+        begin(f"{name} of {target}")
+
+    graph = export_model(
+        model,
+        target=target,
+        provenance=_provenance(run, bits),
+        options=options,
+        begin=begin_step,
+    )
     relative = onnx_path(target)
     folder = relative.rpartition("/")[0]
     weights = [name for name in run.manifest.files if name.startswith(f"{relative}.")]
@@ -135,7 +165,7 @@ def _write(
         run.announce(relative, temporary)
         run.forget_files(*weights)  # they may go; those of the new model are recorded below
 
-    record = write_onnx(graph, run.path(relative), before_replace=announce)
+    record = write_onnx(graph, run.path(relative), before_replace=announce, begin=begin_step)
     record = record.model_copy(update={"scope": scope})
     run.record_files(relative, *(f"{folder}/{name}" for name in record.external_data))
     run.write_json(f"{folder}/export.json", record.model_dump(mode="json"))

@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from mimiq_runtime.errors import RunDirectoryError
-from mimiq_runtime.event_log import note_progress, note_skipped
+from mimiq_runtime.event_log import note_finished, note_progress, note_skipped, note_started
 from mimiq_runtime.progress import progress_bar
 from mimiq_runtime.run_directory import RunDirectory
 from mimiq_runtime.run_images import read_shard
@@ -27,6 +27,11 @@ __all__ = ["SYNTHESIS", "as_written", "copy_images", "make_images", "mix_in_dead
 SYNTHESIS = "synthesis"
 MADE_BY = "mimiq-deploy calibrate"
 DEAD_LEAVES = "images/dead-leaves.safetensors"
+DRAWING = "dead-leaves"
+"""What the events call their making; ``run.json`` has no stage of it."""
+
+PICTURES_OF_A_PIECE = 16
+"""How many dead leaves are drawn for one line of the events."""
 
 
 def make_images(
@@ -110,17 +115,35 @@ def mix_in_dead_leaves(
     """
     import torch
 
-    from mimiq_calib.synthesis.dead_leaves import dead_leaves, interleaved
+    from mimiq_calib.synthesis.dead_leaves import interleaved
 
     if not settings.dead_leaves:
         return images
     manifest = run.manifest
     if processes.first and DEAD_LEAVES not in manifest.files:
-        size = manifest.preprocessing.input_size
-        drawn = dead_leaves(settings.dead_leaves, size, seed=manifest.seed)
-        run.write_tensors(DEAD_LEAVES, {"images": drawn.numpy()})
+        run.write_tensors(DEAD_LEAVES, {"images": _drawn(run, settings.dead_leaves).numpy()})
+        note_finished(run.root, DRAWING)
     stored = as_written(run, processes).read_tensors(DEAD_LEAVES, made_by=MADE_BY)
     return interleaved(images, torch.from_numpy(stored["images"]))
+
+
+def _drawn(run: RunDirectory, count: int) -> Tensor:
+    from mimiq_calib.synthesis.dead_leaves import dead_leaves
+
+    pieces = -(-count // PICTURES_OF_A_PIECE)
+    note_started(run.root, DRAWING)
+    with progress_bar("dead leaves", count) as advance:
+
+        def on_picture(number: int) -> None:
+            advance(1, "")
+            done = number + 1
+            if done % PICTURES_OF_A_PIECE == 0 or done == count:
+                note_progress(run.root, DRAWING, number // PICTURES_OF_A_PIECE, pieces)
+
+        manifest = run.manifest
+        return dead_leaves(
+            count, manifest.preprocessing.input_size, seed=manifest.seed, on_picture=on_picture
+        )
 
 
 def as_written(run: RunDirectory, processes: Processes) -> RunDirectory:

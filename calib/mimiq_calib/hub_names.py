@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlsplit
 
-from timm.models import load_model_config_from_hf
+from huggingface_hub.constants import ENDPOINT
+from timm.models import get_pretrained_cfg, is_model, load_model_config_from_hf
 
 from mimiq_runtime.errors import CheckpointError
 
-__all__ = ["NamedModel", "is_on_hub", "look_up"]
+__all__ = ["NamedModel", "describe_download", "is_on_hub", "look_up"]
 
 PREFIXES = ("hf-hub:", "hf_hub:")
 
@@ -32,6 +34,34 @@ class NamedModel:
 def is_on_hub(name: str) -> bool:
     """Whether a name is a place on a hub, which is asked for what the model is."""
     return name.startswith(PREFIXES)
+
+
+def describe_download(name: str, *, weights: bool) -> str | None:
+    """What a model's name makes timm ask the network for, in a sentence; None for nothing.
+
+    Args:
+        name: timm's name of a model, or a hub's.
+        weights: Whether its pretrained weights are asked for, too.
+    """
+    hub = urlsplit(ENDPOINT).hostname or ENDPOINT
+    if is_on_hub(name):
+        what = "configuration and weights" if weights else "configuration"
+        return (
+            f"From the hub's cache, or else from {hub}: {what} of {name}; timm's name of the "
+            "architecture and --checkpoint FILE avoid this."
+        )
+    config = get_pretrained_cfg(name) if weights and is_model(name) else None
+    # timm goes to the hub first, where it knows the model's place there.
+    if config is not None and config.hf_hub_id:
+        place = f"{hub} ({config.hf_hub_id})"
+    elif config is not None and config.url:
+        place = urlsplit(config.url).hostname or config.url
+    else:
+        return None
+    return (
+        f"From timm's cache, or else from {place}: pretrained weights of {name}; "
+        "--checkpoint FILE avoids this."
+    )
 
 
 def look_up(name: str) -> NamedModel:

@@ -26,6 +26,7 @@ from mimiq_runtime.atomic import atomic_group, sha256_of
 from mimiq_runtime.errors import OnnxModelError
 from mimiq_runtime.input_form import input_form
 from mimiq_runtime.manifest import FileRecord
+from mimiq_runtime.named_steps import unseen
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -35,7 +36,10 @@ if TYPE_CHECKING:
 
     from mimiq_export.provenance import ExportProvenance
 
-__all__ = ["EXTERNAL_DATA_ABOVE", "export_model", "write_onnx"]
+__all__ = ["EXTERNAL_DATA_ABOVE", "STEPS", "export_model", "write_onnx"]
+
+STEPS = ("capture", "passes", "check and write")
+"""What :func:`export_model` and, last, :func:`write_onnx` tell that they begin."""
 
 EXTERNAL_DATA_ABOVE = 2**31 - 2**24
 """Bytes of weights above which they get a file of their own.
@@ -50,6 +54,7 @@ def export_model(
     target: str,
     provenance: ExportProvenance,
     options: ExportOptions = PLAIN,
+    begin: Callable[[str], None] = unseen,
 ) -> ir.Model:
     """Turn a torch model into the graph that a target runs.
 
@@ -59,6 +64,7 @@ def export_model(
         target: Name of the target; see :func:`mimiq_export.targets.registry.get_target`.
         provenance: Written into the model's metadata; its preprocessing gives the input's size.
         options: Choices that go with the target.
+        begin: Called with the name of each step when it begins.
 
     Raises:
         InvalidInputError: There is no such target, or an option does not go with it or with the
@@ -68,7 +74,9 @@ def export_model(
     """
     chosen = get_target(target)
     options.check(target)
+    begin(STEPS[0])
     graph = capture(model, provenance.preprocessing.input_size, opset=chosen.opset)
+    begin(STEPS[1])
     for graph_pass in (*chosen.passes, WriteMetadataPass(provenance, chosen.name)):
         graph = graph_pass(graph).model
     left = next(fake_quantizes(graph), None)
@@ -88,6 +96,7 @@ def write_onnx(
     *,
     external_data_above: int = EXTERNAL_DATA_ABOVE,
     before_replace: Callable[[Path], None] = lambda temporary: None,
+    begin: Callable[[str], None] = unseen,
 ) -> ExportRecord:
     """Check a model and write it; the file appears whole, with its weights, or not at all.
 
@@ -98,6 +107,7 @@ def write_onnx(
             named ``<path.name>.<digest>.data`` after its content, so that a new version never
             touches the weights that the old ``path`` refers to.
         before_replace: As for :func:`mimiq_runtime.atomic.atomic_path`.
+        begin: Called with the name of the step when it begins.
 
     Returns:
         The content of ``export.json``.
@@ -106,6 +116,7 @@ def write_onnx(
         InvalidInputError: The folder cannot be written to.
         OnnxModelError: The model is not valid ONNX, or a constant of it is NaN or infinite.
     """
+    begin(STEPS[2])
     _check_numbers(model)
     external: Path | None = None
     if sum(tensor.nbytes for tensor in _tensors(model)) > external_data_above:

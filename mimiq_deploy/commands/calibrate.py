@@ -111,7 +111,7 @@ def calibrate(
         memory = [f"at most {ends[name].memory}"] if name in ends else []
         console.print(f"  {name:<14} {stage.seconds:8.1f} s  {', '.join([*memory, *facts])}")
     if cost is not None:
-        console.print(f"Estimate without data: {describe_estimate(cost)}.")
+        console.print(f"Estimate without data: {describe_estimate(cost, run.manifest.bits)}.")
         console.print(f"SQNR behind each block, dB: {describe_block_errors(cost)}.")
     console.print(f"Next: mimiq-deploy export {output} --target ort-cpu")
 

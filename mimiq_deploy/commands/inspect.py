@@ -159,7 +159,9 @@ def _print_run(summary: RunSummary) -> None:
             "recipe": str(summary.recipe.get("name", "without a name")),
             "seed": str(summary.seed),
             "preprocessing": _preprocessing(summary),
-            "estimate": describe_estimate(cost) if cost is not None else "none was made",
+            "estimate": (
+                "none was made" if cost is None else describe_estimate(cost, summary.bits)
+            ),
             **_writer(summary),
             **({"last event": str(summary.last_event)} if summary.last_event else {}),
         }

@@ -12,6 +12,7 @@ the agreement; where it wavers, a change of mind costs less.
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,16 +34,24 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ESTIMATE_PATH",
+    "FOLDER",
     "BlockError",
     "CostEstimate",
     "accuracy_kept",
     "accuracy_kept_interval",
+    "caution",
     "estimate_from_logits",
     "read_estimate",
 ]
 
 ESTIMATE_PATH = "estimate.json"
 """Its place in a run directory."""
+
+FOLDER = "folder"
+"""The one source of images that is real data."""
+
+EXACT_BITS = 8
+"""With so many bits for both, estimate and photographs agreed to two points (docs/estimate.md)."""
 
 RESAMPLINGS = 2000
 COVERAGE = 0.95
@@ -84,6 +93,27 @@ class CostEstimate(Schema):
     accuracy_kept_low: float
     accuracy_kept_high: float
     blocks: list[BlockError]
+
+
+def caution(bits: str, source: str) -> str | None:
+    """How much worse it was on photographs than estimated, in a sentence; None where it was not.
+
+    Args:
+        bits: Of the run, such as ``w4a4``. Fewer than :data:`EXACT_BITS` of the activations are
+            held to be like 4, and so of the weights.
+        source: Where the held-out images came from.
+    """
+    found = re.fullmatch(r"w(\d+)a(\d+)", bits)
+    if found is None or source == FOLDER:
+        return None
+    weights, activations = map(int, found.groups())
+    if activations < EXACT_BITS:
+        measured, points = "w4a4", "15 to 40"
+    elif weights < EXACT_BITS:
+        measured, points = "w4a8", "3"
+    else:
+        return None
+    return f"On photographs, DeiT-Tiny at {measured} kept {points} points less than estimated"
 
 
 def read_estimate(run: RunDirectory) -> CostEstimate | None:

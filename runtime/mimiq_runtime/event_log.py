@@ -85,14 +85,15 @@ class Event(Schema):
         command: What it does, such as ``calibrate``.
         event: What happened.
         stage: Of the command, such as ``synthesis``; None for the command itself.
-        piece: Number of the shard, block or epoch that is done, from 0; of what is skipped the
-            last one.
+        piece: Number of the shard, block, epoch or step that is done, from 0; of what is skipped
+            the last one.
         of: How many pieces the stage has.
         seconds: Time since the stage, or the command, was started in this process.
-        seconds_left: Estimate of the time until the stage is finished, from the pieces so far.
+        seconds_left: Estimate of the time until the stage is finished, from the pieces so far;
+            None where they are unlike.
         peak_rss_mib: Largest resident memory of the process so far, in MiB.
         peak_cuda_mib: Most memory of torch's tensors on a GPU since the last start of a stage.
-        message: What was said.
+        message: What was said; of a piece that is unlike the others, its name.
     """
 
     time: str
@@ -170,11 +171,21 @@ def note_started(directory: Path, stage: str) -> None:
         log.start(stage)
 
 
-def note_progress(directory: Path, stage: str, piece: int, of: int) -> None:
-    """A piece of a stage is done; nothing where nobody records the events of this run."""
+def note_progress(
+    directory: Path, stage: str, piece: int, of: int, *, name: str | None = None
+) -> None:
+    """A piece of a stage is done; nothing where nobody records the events of this run.
+
+    Args:
+        directory: The run.
+        stage: Which stage.
+        piece: Number of what is done, from 0.
+        of: How many there are.
+        name: Of a piece that is unlike the others; the time that is left is not known then.
+    """
     log = _logs.get(directory.resolve())
     if log is not None:
-        log.progress(stage, piece, of)
+        log.progress(stage, piece, of, name)
 
 
 def note_skipped(directory: Path, stage: str, pieces: int | None = None, of: int = 0) -> None:
@@ -248,14 +259,20 @@ class _Log:
         forget_cuda_peak()
         self.add(EventKind.STARTED, stage=stage)
 
-    def progress(self, stage: str, piece: int, of: int) -> None:
+    def progress(self, stage: str, piece: int, of: int, name: str | None) -> None:
         seconds, left = self.seconds(stage), None
-        if seconds is not None:
+        if seconds is not None and name is None:
             # Those that an earlier process has done took no time here.
             done = self._pieces[stage] = self._pieces.get(stage, 0) + 1
             left = round(seconds / done * (of - piece - 1), 1)
         self.add(
-            EventKind.PROGRESS, stage=stage, piece=piece, of=of, seconds=seconds, seconds_left=left
+            EventKind.PROGRESS,
+            stage=stage,
+            piece=piece,
+            of=of,
+            seconds=seconds,
+            seconds_left=left,
+            message=name,
         )
 
     def finish(self, stage: str | None) -> None:

@@ -20,16 +20,18 @@ from mimiq_runtime.errors import (
     MissingDependencyError,
     OnnxModelError,
 )
+from mimiq_runtime.named_steps import unseen
 from mimiq_runtime.precision_report import PrecisionReport, prove_precision
 from mimiq_runtime.trt_inspector import parse_engine_information
 from mimiq_runtime.trt_library import import_tensorrt
 from mimiq_runtime.trt_network import list_products
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 __all__ = [
+    "STEPS",
     "BuiltEngine",
     "build_engine",
     "check_options",
@@ -37,6 +39,9 @@ __all__ = [
     "import_polygraphy",
     "refit_plan",
 ]
+
+STEPS = ("parse", "choose kernels", "prove precision")
+"""What :func:`build_engine` tells that it begins; the second takes nearly all the time."""
 
 _MIB = 2**20
 _LAST_LEVEL = 5
@@ -76,7 +81,13 @@ def check_options(options: BuildOptions) -> None:
         raise InvalidInputError(f"The engine cannot be built so: {'; '.join(faults)}.")
 
 
-def build_engine(onnx: Path, options: BuildOptions, *, timing_cache: Path) -> BuiltEngine:
+def build_engine(
+    onnx: Path,
+    options: BuildOptions,
+    *,
+    timing_cache: Path,
+    begin: Callable[[str], None] = unseen,
+) -> BuiltEngine:
     """Build an engine for the GPU of this machine.
 
     Args:
@@ -84,6 +95,7 @@ def build_engine(onnx: Path, options: BuildOptions, *, timing_cache: Path) -> Bu
         options: How to build it.
         timing_cache: Measurements of kernels from earlier builds; read where it is there, and
             extended by this build.
+        begin: Called with the name of each step when it begins.
 
     Returns:
         The engine, and what it computes in INT8.
@@ -98,11 +110,13 @@ def build_engine(onnx: Path, options: BuildOptions, *, timing_cache: Path) -> Bu
     check_onnx_file(onnx)
     trt, backend = import_tensorrt(), import_polygraphy()
     begun = time.monotonic()
+    begin(STEPS[0])
     with _polygraphy(f"TensorRT cannot parse {onnx}", OnnxModelError):
         network = backend.NetworkFromOnnxPath(str(onnx), strongly_typed=True)()
     profile = _profile(onnx, network[1], options)
     products = list_products(trt, network[1])
     timing_cache.parent.mkdir(parents=True, exist_ok=True)
+    begin(STEPS[1])
     with _polygraphy(f"TensorRT cannot build an engine from {onnx}", EngineError):
         config = backend.PostprocessConfig(
             backend.CreateConfig(**_config_arguments(trt, backend, options, profile, timing_cache)),
@@ -112,6 +126,7 @@ def build_engine(onnx: Path, options: BuildOptions, *, timing_cache: Path) -> Bu
             backend.EngineBytesFromNetwork(network, config, save_timing_cache=str(timing_cache))()
         )
     seconds = time.monotonic() - begun
+    begin(STEPS[2])
     # What was built a moment ago may run its code: it is TensorRT's own.
     engine = deserialize(trt, plan, host_code=options.version_compatible)
     return BuiltEngine(

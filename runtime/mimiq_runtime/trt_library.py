@@ -15,7 +15,7 @@ from mimiq_runtime.extras import satisfies
 __all__ = ["KNOWN_VERSIONS", "import_tensorrt", "unknown_version"]
 
 KNOWN_VERSIONS = ">=10.3,<12"
-"""Versions of TensorRT whose interface is known: JetPack 6 has 10.3, PyPI has 11."""
+"""Versions of TensorRT whose interface is known: the code is checked against 10.3 to 11.4."""
 
 
 def import_tensorrt() -> Any:

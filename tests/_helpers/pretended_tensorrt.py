@@ -15,9 +15,10 @@ from mimiq_deploy import building
 from mimiq_runtime.cuda_device import CudaDevice
 from mimiq_runtime.engine_record import ShapeProfile
 from mimiq_runtime.precision_report import PrecisionReport
-from mimiq_runtime.trt_build import BuiltEngine
+from mimiq_runtime.trt_build import STEPS, BuiltEngine
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from mimiq_runtime.engine_record import BuildOptions
@@ -36,7 +37,11 @@ def pretend() -> None:
     building.build_engine = _build
 
 
-def _build(onnx: Path, _options: BuildOptions, *, timing_cache: Path) -> BuiltEngine:
+def _build(
+    onnx: Path, _options: BuildOptions, *, timing_cache: Path, begin: Callable[[str], None]
+) -> BuiltEngine:
+    for step in STEPS:
+        begin(step)
     timing_cache.parent.mkdir(parents=True, exist_ok=True)
     with timing_cache.open("wb") as file:
         for piece in (b"half of it", b"and the rest"):

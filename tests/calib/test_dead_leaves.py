@@ -32,6 +32,12 @@ def test_each_depends_on_the_seed_and_its_number_only() -> None:
     assert dead_leaves(0, (3, 24, 24), seed=1).shape == (0, 3, 24, 24)
 
 
+def test_each_is_told_of() -> None:
+    told: list[int] = []
+    dead_leaves(3, (1, 16, 16), seed=1, on_picture=told.append)
+    assert told == [0, 1, 2]
+
+
 def test_radii_have_the_density_of_the_inverse_cube() -> None:
     radii = _radii(4000, 100, np.random.default_rng(0))
     low, high = 2.0, 60.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,7 +13,7 @@ from _helpers.tiny_students import tiny_vit
 from huggingface_hub.errors import EntryNotFoundError
 from safetensors.torch import load_file, save_file
 
-from mimiq_calib.hub_names import look_up
+from mimiq_calib.hub_names import describe_download, look_up
 from mimiq_calib.recipe import Recipe
 from mimiq_calib.run_models import load_student, load_teacher
 from mimiq_deploy.calibration import CalibrationRequest, calibrate
@@ -75,6 +76,33 @@ def test_a_plain_name_stands_for_itself() -> None:
         {},
         None,
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "says"),
+    [
+        (NAME, True, f"or else from hub.test: configuration and weights of {NAME};"),
+        (NAME, False, f"or else from hub.test: configuration of {NAME};"),
+        ("deit_tiny_patch16_224", True, "from hub.test (timm/deit_tiny_patch16_224.fb_in1k):"),
+        ("deit_tiny_patch16_224", False, None),
+        ("vit_base_patch16_18x2_224", True, None),
+        ("nobodys_model", True, None),
+    ],
+)
+def test_what_the_network_is_asked_for(
+    name: str, weights: bool, says: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mimiq_calib.hub_names.ENDPOINT", "https://hub.test")
+    said = describe_download(name, weights=weights)
+    assert said is None if says is None else says in (said or "")
+
+
+def test_weights_that_no_hub_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    elsewhere = SimpleNamespace(hf_hub_id=None, url="https://files.test/tiny.pth")
+    monkeypatch.setattr("mimiq_calib.hub_names.get_pretrained_cfg", lambda _: elsewhere)
+    said = describe_download("deit_tiny_patch16_224", weights=True)
+    assert said is not None
+    assert "or else from files.test: pretrained weights of deit_tiny" in said
 
 
 @pytest.mark.parametrize("name", [NAME, NAME.replace("hf-hub", "hf_hub")])

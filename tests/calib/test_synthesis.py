@@ -81,6 +81,16 @@ def test_start_from_dead_leaves() -> None:
     assert neighbours_apart(noise.images) > 1.3 * neighbours_apart(batch.images)
 
 
+def test_the_drawing_of_the_start_is_told_and_is_no_step() -> None:
+    told: list[tuple[int, str]] = []
+    settings = synthesis(start="dead-leaves", iterations=2)
+    synthesise(
+        teacher(), settings, batch_size=2, advance=lambda steps, note: told.append((steps, note))
+    )
+    assert told[:2] == [(0, "start 1 of 2"), (0, "start 2 of 2")]
+    assert [steps for steps, _ in told[2:]] == [1, 1]
+
+
 def test_dead_leaves_move_as_noise_does() -> None:
     model = teacher()
     still = synthesise(model, synthesis(start="dead-leaves", learning_rate=1e-9), seed=1)

@@ -27,7 +27,7 @@ from mimiq_deploy.engine_models import engine_model
 from mimiq_runtime import cuda_runtime, trt_session
 from mimiq_runtime.engine_record import BuildOptions, HardwareCompatibility
 from mimiq_runtime.errors import EngineError, InvalidInputError, RunDirectoryError
-from mimiq_runtime.event_log import EVENTS
+from mimiq_runtime.event_log import EVENTS, read_events
 from mimiq_runtime.run_directory import RunDirectory
 from mimiq_runtime.session import TimedOnDevice, open_session
 
@@ -151,6 +151,22 @@ def test_nothing_is_left_in_a_run_but_what_it_records(run: RunDirectory, tmp_pat
     shared = tmp_path / "shared.cache"
     build_model(run.root, BuildOptions(), timing_cache=shared)
     assert shared.with_name("shared.cache.lock").is_file()
+
+
+@pytest.mark.usefixtures("pretended")
+def test_the_steps_of_a_build_are_in_the_events(run: RunDirectory) -> None:
+    record, _ = build_model(run.root, BuildOptions())
+    told = [
+        (event.stage, event.piece, event.of, event.message)
+        for event in read_events(run.root)
+        if event.event == "progress"
+    ]
+    stage = f"build/{record.device.slug}/trt"
+    assert told == [
+        (stage, 0, 3, "parse"),
+        (stage, 1, 3, "choose kernels"),
+        (stage, 2, 3, "prove precision"),
+    ]
 
 
 @pytest.mark.parametrize(

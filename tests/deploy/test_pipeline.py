@@ -18,7 +18,7 @@ from click.testing import CliRunner, Result
 from mimiq_deploy.cli import cli
 from mimiq_deploy.demo.digits import load_digits_split, write_image_folder
 from mimiq_deploy.demo.story import demo_model
-from mimiq_export.export_run import write_onnx
+from mimiq_export.export_run import STEPS, write_onnx
 from mimiq_runtime.preprocessing import preprocess_files
 from mimiq_runtime.run_directory import RunDirectory
 
@@ -184,6 +184,11 @@ def test_export_for_tensorrt_needs_no_tensorrt(
     assert command == f"pip install 'mimiq-deploy[trt]' && mimiq-deploy build {copy} --engine trt"
     record = json.loads((copy / "export" / "trt" / "export.json").read_text())
     assert (record["target"], record["scope"], record["opset"]) == ("trt", "linear", 20)
+    # The full-precision model was there; its half precision was not.
+    made = [f"{step} of {name}" for name in ("fp16", "trt") for step in STEPS]
+    assert steps_in_events(copy, "export/trt") == [
+        (number, 7, name) for number, name in enumerate([*made, "reference logits"])
+    ]
     assert record["lint"]
     assert {finding["severity"] for finding in record["lint"]} == {"warning"}
     result = invoke("inspect", copy / "export" / "trt" / "model.onnx", "--lint", "trt", "--json")
@@ -192,6 +197,15 @@ def test_export_for_tensorrt_needs_no_tensorrt(
     assert agreement_with_half_precision(copy) >= 0.95
     result = invoke("export", copy, "--trt", "--target", "openvino")
     assert (result.exit_code, "--trt is --target trt" in result.output) == (2, True)
+
+
+def steps_in_events(run: Path, stage: str) -> list[tuple[int, int, str]]:
+    events = map(json.loads, (run / "events.jsonl").read_text().splitlines())
+    return [
+        (event["piece"], event["of"], event["message"])
+        for event in events
+        if (event["event"], event.get("stage")) == ("progress", stage)
+    ]
 
 
 def agreement_with_half_precision(run: Path) -> float:

@@ -208,9 +208,9 @@ def test_a_timing_cache_that_is_not_the_runs_own(
     model = run.path(run.MODEL).read_bytes()
     build, read = building.build_engine, []
 
-    def note(*arguments: Any, timing_cache: Path) -> Any:
+    def note(*arguments: Any, timing_cache: Path, **others: Any) -> Any:
         read.append(timing_cache.read_bytes() if timing_cache.exists() else None)
-        return build(*arguments, timing_cache=timing_cache)
+        return build(*arguments, timing_cache=timing_cache, **others)
 
     monkeypatch.setattr(building, "build_engine", note)
     for _ in range(2):

@@ -44,7 +44,7 @@ from mimiq_deploy.cli import cli
 told = []
 for command in json.loads(sys.argv[1]):
     result = CliRunner().invoke(cli, command)
-    told.append([result.exit_code, result.output[-2000:], repr(result.exception)])
+    told.append([result.exit_code, result.output[:20_000], repr(result.exception)])
 print(json.dumps({"told": told, "asked": asked}))
 """
 
@@ -62,6 +62,7 @@ def offline(folder: Path, *commands: list[object]) -> tuple[list[tuple[int, str,
             "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
             "OMP_NUM_THREADS": "1",
             "HF_HOME": str(empty),
+            "HF_ENDPOINT": "https://huggingface.co",
             "TORCH_HOME": str(empty),
         },
     )
@@ -99,6 +100,7 @@ def test_all_commands_and_no_network(tmp_path: Path, calibrate: list[object]) ->
     )
     assert [code for code, _, _ in told] == [0] * 10, told
     assert asked == []
+    assert not any("or else from" in output for _, output, _ in told)
 
 
 def test_weights_of_timm_are_asked_for_and_refused_in_a_sentence(
@@ -112,4 +114,13 @@ def test_weights_of_timm_are_asked_for_and_refused_in_a_sentence(
     assert "timm could not load its pretrained weights of vit_tiny_patch16_224" in lines[0]
     assert "give the weights with --checkpoint" in lines[0]
     assert asked, "the test would see it"
+    # What is asked is told before, once, with the host that the sockets saw.
+    note, _, rest = output.partition("\n")
+    assert note == (
+        "From timm's cache, or else from huggingface.co "
+        "(timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k): pretrained weights of "
+        "vit_tiny_patch16_224; --checkpoint FILE avoids this."
+    )
+    assert "or else from" not in rest
+    assert any("'huggingface.co'" in each for each in asked), asked
     assert not (tmp_path / "run").exists()

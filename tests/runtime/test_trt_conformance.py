@@ -22,7 +22,7 @@ from _helpers.native_wheels import stub_libraries, unpacked_wheel
 
 ROOT = Path(__file__).parents[2]
 
-# The oldest that is supported (that of JetPack 6), the last of 10, and the newest.
+# The oldest that is supported, the last of 10, and the newest.
 VERSIONS = {
     "10.3": ("tensorrt-cu12-bindings==10.3.0", "polygraphy==0.49.20"),
     "10.16": ("tensorrt-cu12-bindings==10.16.1.11", "polygraphy==0.50.3"),

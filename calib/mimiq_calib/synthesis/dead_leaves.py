@@ -20,6 +20,8 @@ from torchvision.transforms.v2.functional import gaussian_blur
 from mimiq_calib.randomness import piece_seed
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
     from torch import Tensor
 
@@ -43,13 +45,20 @@ BLUR = 1.2
 """Largest standard deviation of the final blur, in pixels at a shorter side of 224."""
 
 
-def dead_leaves(count: int, input_size: tuple[int, int, int], *, seed: int) -> Tensor:
+def dead_leaves(
+    count: int,
+    input_size: tuple[int, int, int],
+    *,
+    seed: int,
+    on_picture: Callable[[int], None] = lambda number: None,
+) -> Tensor:
     """Draw pictures; each depends on the seed and its own number only.
 
     Args:
         count: How many.
         input_size: Channels, height and width in pixels.
         seed: Seed of the run.
+        on_picture: Called with the number of each picture, from 0, when it is drawn.
 
     Returns:
         uint8 ``(count, channels, height, width)``.
@@ -63,6 +72,7 @@ def dead_leaves(count: int, input_size: tuple[int, int, int], *, seed: int) -> T
         if sigma > 0.1:
             unit = gaussian_blur(unit, [2 * int(np.ceil(3 * sigma)) + 1] * 2, [sigma, sigma])
         pictures[number] = (unit.clamp(0, 1) * 255).round().to(torch.uint8)
+        on_picture(number)
     return pictures
 
 

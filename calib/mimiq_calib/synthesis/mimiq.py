@@ -58,13 +58,14 @@ def synthesise_batch(
         generator: Source of all randomness, on the CPU.
         device: Where the teacher is.
         fit: How many images the memory was enough for before; None where nobody knows.
-        advance: Called after every step with the number of steps and a note.
+        advance: Called after every step, and after every dead leaf to start from with 0 of them,
+            with the number of steps and a note.
 
     Raises:
         InvalidInputError: The loss is no longer finite, the memory of the GPU is not enough for one
             image, or a compilation that the settings insist on fails.
     """
-    start = _start(settings.start, batch_size, preprocessing, generator).to(device)
+    start = _start(settings.start, batch_size, preprocessing, generator, advance).to(device)
     labels = torch.randint(0, num_classes, (batch_size,), generator=generator).to(device)
     method = Method(
         place="logits",
@@ -99,12 +100,21 @@ def synthesise_batch(
 
 
 def _start(
-    start: Start, batch_size: int, preprocessing: Preprocessing, generator: torch.Generator
+    start: Start,
+    batch_size: int,
+    preprocessing: Preprocessing,
+    generator: torch.Generator,
+    advance: Callable[[int, str], None],
 ) -> Tensor:
     if start is Start.NOISE:
         return torch.randn((batch_size, *preprocessing.input_size), generator=generator)
     seed = int(torch.randint(LARGEST_SEED, (), generator=generator))
-    pixels = dead_leaves(batch_size, preprocessing.input_size, seed=seed)
+
+    def tell(number: int) -> None:
+        # No step of the synthesis yet, but work.
+        advance(0, f"start {number + 1} of {batch_size}")
+
+    pixels = dead_leaves(batch_size, preprocessing.input_size, seed=seed, on_picture=tell)
     pixel_scale = PixelScale(preprocessing, torch.device("cpu"))
     return pixel_scale.normalise(pixel_scale.to_unit(pixels))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from mimiq_runtime.estimate import read_estimate
+from mimiq_runtime.estimate import caution, read_estimate
 from mimiq_runtime.report.drawing import SERIES, draw
 from mimiq_runtime.report.numbers import decibels, percent, scientific
 from mimiq_runtime.report.section import Facts, Figure, Note, Section, missing_section
@@ -32,6 +32,7 @@ def estimate_section(run: RunDirectory, prefix: str) -> Section:
             "-o NEW_RUN",
         )
     logits = cost.logits
+    misled = caution(run.manifest.bits, cost.source)
     facts = {
         "accuracy kept": f"about {percent(cost.accuracy_kept)} of the full-precision accuracy, "
         f"{percent(cost.accuracy_kept_low)} to {percent(cost.accuracy_kept_high)} (95 %)",
@@ -64,7 +65,7 @@ def estimate_section(run: RunDirectory, prefix: str) -> Section:
             *figures,
             Note(
                 f"The images are of the source {cost.source}. How photographs differ from them, "
-                "the interval does not know."
+                f"the interval does not know.{'' if misled is None else f' {misled}.'}"
             ),
         ),
     )
