@@ -6,15 +6,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from click.core import ParameterSource
 
 from mimiq_deploy.commands.options import (
+    check_partner,
     engines_option,
     gates_option,
     json_option,
     output_console,
     print_json,
     run_argument,
+    was_typed,
 )
 
 if TYPE_CHECKING:
@@ -99,12 +100,17 @@ def bench(
     """
     from mimiq_deploy.benchmarking import benchmark_run
     from mimiq_deploy.gate_file import read_gate_file
+    from mimiq_runtime.errors import InvalidInputError
     from mimiq_runtime.run_directory import RunDirectory
 
-    on_command_line = context.get_parameter_source("tolerance") is ParameterSource.COMMANDLINE
-    if gates is not None and not on_command_line:
-        limit = read_gate_file(gates).bench.tolerance
-        tolerance = tolerance if limit is None else limit
+    check_partner(context, "--compare", "tolerance", present=compare is not None)
+    limit = None if gates is None else read_gate_file(gates).bench.tolerance
+    if limit is not None and compare is None:
+        raise InvalidInputError(
+            f"{gates} has a tolerance for --compare, and nothing is compared; give --compare, too."
+        )
+    if limit is not None and not was_typed(context, "tolerance"):
+        tolerance = limit
     report = benchmark_run(
         RunDirectory.open(run),
         engines,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mimiq_deploy.commands.options import (
+    check_partner,
     gates_option,
     json_option,
     output_console,
@@ -135,6 +136,9 @@ def validate(
     from mimiq_runtime.output_file import check_output_file
     from mimiq_runtime.run_directory import RunDirectory
 
+    check_partner(context, "--per-layer", "layer_threshold", present=per_layer)
+    has_images = data is not None or bool(against)
+    check_partner(context, "--data or --against", "limit", present=has_images)
     inputs = _files_read(gates, data)
     if junit is not None:
         check_output_file(junit, "--junit", inputs=inputs)

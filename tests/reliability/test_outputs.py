@@ -124,8 +124,9 @@ def test_two_reports_in_one_file(folder: Path) -> None:
 def test_an_earlier_report_is_replaced_as_a_whole(folder: Path) -> None:
     """What is refused above is not refused because nothing is ever written."""
     place = folder.parent / "page.html"
-    place.write_text("of yesterday")
+    place.write_text("<!doctype html><title>mimiq-deploy report: of yesterday</title>")
     done = CliRunner().invoke(cli, [*map(str, to_report(folder, place))])
     assert done.exit_code == 0, done.output
     assert place.read_text().startswith("<!doctype html>")
+    assert "of yesterday" not in place.read_text()
     assert sorted(path.name for path in folder.parent.iterdir()) == ["kept", "page.html"]
