@@ -60,6 +60,10 @@ def to_markdown(folder: Path, place: Path) -> list[object]:
     return ["validate", folder / "run", "--markdown", place]
 
 
+def to_junit_of_bench(folder: Path, place: Path) -> list[object]:
+    return ["bench", folder / "run", "--compare", folder / "file", "--junit", place]
+
+
 def to_report(folder: Path, place: Path) -> list[object]:
     return ["report", folder / "run", "-o", place]
 
@@ -72,7 +76,7 @@ def to_timings(folder: Path, place: Path) -> list[object]:
     return ["build", folder / "run" / ONNX_PATH, "--timing-cache", place]
 
 
-COMMANDS = [to_junit, to_markdown, to_report, to_bundle, to_timings]
+COMMANDS = [to_junit, to_markdown, to_junit_of_bench, to_report, to_bundle, to_timings]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
