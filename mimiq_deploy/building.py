@@ -10,7 +10,7 @@ import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from mimiq_deploy.engine_models import engine_folder, plan_for
+from mimiq_deploy.engine_models import check_target, engine_folder, plan_for
 from mimiq_deploy.exporting import BASELINES, onnx_path
 from mimiq_runtime.atomic import atomic_group, sha256_of, write_bytes, write_json
 from mimiq_runtime.classifier_checks import check_onnx_file
@@ -33,7 +33,7 @@ from mimiq_runtime.event_log import note_finished, note_started
 from mimiq_runtime.machine import library_versions
 from mimiq_runtime.manifest import FileRecord
 from mimiq_runtime.named_steps import named_steps
-from mimiq_runtime.output_file import check_output_file, check_outside_of_runs
+from mimiq_runtime.output_file import check_output_file, check_output_folder
 from mimiq_runtime.run_directory import RunDirectory
 from mimiq_runtime.trt_build import (
     STEPS,
@@ -85,11 +85,13 @@ def build_model(
         allowed, no engine is written: the path is that of :data:`REJECTED`.
 
     Raises:
-        InvalidInputError: The model is not there, or the options contradict each other.
+        InvalidInputError: The model is not there, there is no such target, or the options
+            contradict each other.
         DeviceNeededError: TensorRT or a GPU is missing here.
         EngineError: TensorRT cannot build or load the engine.
     """
     check_options(options)
+    check_target(target)
     run = RunDirectory.open(model) if model.is_dir() else None
     with contextlib.nullcontext() if run is None else run.writing("build"):
         return _build_alone(
@@ -122,7 +124,7 @@ def _build_alone(
         )
     onnx = model if run is None else _exported(run, target)
     if output is not None:
-        check_outside_of_runs(output, "--output")
+        check_output_folder(output, "--output")
     if timing_cache is not None:
         check_output_file(timing_cache, "--timing-cache", inputs=[onnx])
     check_onnx_file(onnx)

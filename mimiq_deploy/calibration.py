@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from mimiq_deploy.early_checks import check_model, check_place
 from mimiq_deploy.estimation import ESTIMATE, estimate
 from mimiq_deploy.image_making import (
     SYNTHESIS,
@@ -33,7 +34,7 @@ from mimiq_runtime.run_directory import RunDirectory
 from mimiq_runtime.run_lock import hold_directory
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
     from pathlib import Path
 
     import torch
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     from mimiq_calib.processes import Processes
     from mimiq_calib.recipe import Recipe
 
-__all__ = ["CalibrationRequest", "calibrate"]
+__all__ = ["CalibrationRequest", "calibrate", "create_requested_model"]
 
 OBSERVATION, DISTILLATION = "observation", "distillation"
 RECONSTRUCTION = "reconstruction"
@@ -106,7 +107,7 @@ def calibrate(
             :mod:`mimiq_runtime.errors`.
         LostProcessError: Another process of the job has ended.
     """
-    from mimiq_calib.conversion.convert import check_layer_bits, expose_attention
+    from mimiq_calib.conversion.convert import expose_attention
     from mimiq_calib.finite_answers import check_answers
     from mimiq_calib.processes import join_processes
     from mimiq_calib.run_models import load_student
@@ -114,14 +115,12 @@ def calibrate(
     recipe = request.recipe
     with contextlib.ExitStack() as stack:
         processes, device = stack.enter_context(join_processes(request.device))
-        model, manifest = _load_model(request, processes)
-        _check_source(recipe, manifest, output)
+        if processes.first:
+            check_place(output, resume=resume)
+        model, manifest = _load_model(request, output, processes)
         teacher = expose_attention(model).to(device)
-        check_layer_bits(teacher, recipe.quantization)
         check_answers(teacher, manifest.preprocessing)
         if processes.first:
-            if not resume:
-                RunDirectory.check_new(output)
             before = stack.enter_context(hold_directory(output, "calibrate"))
             _prepare_run(output, manifest, model, images_from, resume=resume)
             stack.enter_context(record_events(output, "calibrate", before))
@@ -178,16 +177,27 @@ def _prepare_run(
         copy_images(images_from, run)
 
 
-def _load_model(request: CalibrationRequest, processes: Processes) -> tuple[nn.Module, RunManifest]:
-    from mimiq_calib import model_loading
-    from mimiq_calib.checkpoint_names import todays_names
-    from mimiq_calib.hub_names import describe_download, look_up
+def create_requested_model(
+    request: CalibrationRequest,
+    *,
+    pretrained: bool = False,
+    check: Callable[[nn.Module], None] | None = None,
+) -> tuple[nn.Module, Mapping[str, Tensor] | None]:
+    """Create the model of a request.
 
-    asked = describe_download(request.model, weights=request.checkpoint is None)
-    if asked is not None and processes.first:
-        # There is no run yet whose events could have it: until the model is known, none is made.
-        print(printable(asked), file=sys.stderr)
-    named = look_up(request.model)
+    Args:
+        request: Its name, arguments and checkpoint.
+        pretrained: Whether timm's own weights are loaded, where there is no checkpoint.
+        check: Called with the model before weights are downloaded.
+
+    Returns:
+        The model, and the content of its checkpoint, which is not loaded into it yet; None without.
+
+    Raises:
+        InvalidInputError: There is no such model, or its checkpoint cannot be read.
+    """
+    from mimiq_calib import model_loading
+
     weights = None
     num_classes = request.num_classes
     if request.checkpoint is not None:
@@ -197,8 +207,27 @@ def _load_model(request: CalibrationRequest, processes: Processes) -> tuple[nn.M
         request.model,
         num_classes=num_classes,
         arguments=request.model_arguments,
-        pretrained=weights is None,
+        pretrained=pretrained and weights is None,
         values=None if weights is None else sum(value.numel() for value in weights.values()),
+        check=check,
+    )
+    return model, weights
+
+
+def _load_model(
+    request: CalibrationRequest, output: Path, processes: Processes
+) -> tuple[nn.Module, RunManifest]:
+    from mimiq_calib import model_loading
+    from mimiq_calib.checkpoint_names import todays_names
+    from mimiq_calib.hub_names import describe_download, look_up
+
+    asked = describe_download(request.model, weights=request.checkpoint is None)
+    if asked is not None and processes.first:
+        # There is no run yet whose events could have it: until the model is known, none is made.
+        print(printable(asked), file=sys.stderr)
+    named = look_up(request.model)
+    model, weights = create_requested_model(
+        request, pretrained=True, check=lambda made: check_model(made, request, output)
     )
     origin = f"{request.model} (timm's pretrained weights)"
     if weights is not None and request.checkpoint is not None:
@@ -207,10 +236,6 @@ def _load_model(request: CalibrationRequest, processes: Processes) -> tuple[nn.M
             model, todays_names(model, weights), origin=str(request.checkpoint)
         )
     classes = int(getattr(model, "num_classes", 0))
-    if request.labels is not None and len(request.labels) != classes:
-        raise InvalidInputError(
-            f"The model has {classes} classes, and {len(request.labels)} labels were given."
-        )
     labels = request.labels if request.labels is not None else named.labels
     if labels is None or len(labels) != classes:
         labels = _known_labels(classes)
@@ -237,18 +262,6 @@ def _load_model(request: CalibrationRequest, processes: Processes) -> tuple[nn.M
         },
     )
     return model, manifest
-
-
-def _check_source(recipe: Recipe, manifest: RunManifest, output: Path) -> None:
-    """Refuse a folder that cannot give a new run its images, before anything is written."""
-    from mimiq_calib.recipe import ImageSource
-    from mimiq_calib.synthesis.sources import list_pictures
-    from mimiq_runtime.images import image_mode
-
-    new = not (output / RunDirectory.MANIFEST).exists()
-    if new and recipe.synthesis.source is ImageSource.FOLDER:
-        image_mode(manifest.preprocessing.input_size[0])
-        list_pictures(recipe.synthesis, recipe.synthesis.total)
 
 
 def _create_or_resume(output: Path, manifest: RunManifest, *, resume: bool) -> RunDirectory:

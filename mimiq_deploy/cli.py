@@ -24,10 +24,14 @@ from mimiq_runtime.printable import one_sentence, printable
 if TYPE_CHECKING:
     from types import FrameType
 
-__all__ = ["COMMANDS", "LazyCommand", "LazyGroup", "cli", "main"]
+__all__ = ["COMMANDS", "KEPT", "LazyCommand", "LazyGroup", "cli", "main"]
 
 INTERRUPTED, TERMINATED = 130, 143
 """Exit codes after Ctrl-C and SIGTERM: 128 and the number of the signal, as shells have it."""
+
+
+KEPT = f"{__name__}.kept"
+"""Key in click's ``meta`` of a function that says whether a command has left anything to keep."""
 
 
 class Terminated(BaseException):
@@ -168,6 +172,10 @@ class LazyGroup(click.Group):
     def _report_interruption(self, ctx: click.Context, what: str) -> None:
         entry = self.table.get(ctx.invoked_subcommand or "")
         again = LazyCommand.again if entry is None else entry.again
+        kept = ctx.meta.get(KEPT)
+        if kept is not None and not kept():
+            _report(f"{what}; nothing was written: {LazyCommand.again}.")
+            return
         _report(f"{what}; what was finished is kept: {again}.")
 
 

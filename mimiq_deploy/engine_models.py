@@ -5,8 +5,9 @@ from __future__ import annotations
 import fnmatch
 from typing import TYPE_CHECKING
 
-from mimiq_deploy.exporting import onnx_path
-from mimiq_runtime.session import target_of
+from mimiq_deploy.exporting import BASELINES, onnx_path
+from mimiq_runtime.errors import InvalidInputError
+from mimiq_runtime.session import known_engines, target_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -14,9 +15,25 @@ if TYPE_CHECKING:
     from mimiq_runtime.cuda_device import CudaDevice
     from mimiq_runtime.run_directory import RunDirectory
 
-__all__ = ["engine_folder", "engine_model", "plan_for"]
+__all__ = ["check_target", "engine_folder", "engine_model", "known_targets", "plan_for"]
 
 _BUILT = "trt"
+
+
+def known_targets() -> tuple[str, ...]:
+    """Names of all exports, also where onnx-ir is missing, which it takes to write them."""
+    return tuple(dict.fromkeys([*map(target_of, known_engines()), *BASELINES]))
+
+
+def check_target(name: str) -> None:
+    """Refuse a name that no export can have, before anybody is sent to make that export.
+
+    Raises:
+        InvalidInputError: There is no such target.
+    """
+    known = known_targets()
+    if name not in known:
+        raise InvalidInputError(f"There is no target {name!r}; choose one of {', '.join(known)}.")
 
 
 def engine_model(run: RunDirectory, engine: str, *, target: str | None = None) -> Path:
@@ -32,11 +49,13 @@ def engine_model(run: RunDirectory, engine: str, *, target: str | None = None) -
         with a hardware compatibility that takes this one in.
 
     Raises:
+        InvalidInputError: There is no such target.
         RunDirectoryError: It was not exported, or not built, or is not what was recorded.
         MissingDependencyError: ``trt``, and cuda-python is not installed.
         EngineError: ``trt``, and there is no GPU, or the record of a plan is damaged.
     """
     target = target if target is not None else target_of(engine)
+    check_target(target)
     if engine != _BUILT:
         return run.existing(
             onnx_path(target), made_by=f"mimiq-deploy export {run.root} --target {target}"

@@ -42,19 +42,26 @@ def parse_bits(text: str) -> tuple[int, int]:
     return int(weight), int(activation)
 
 
-def parse_setting(text: str) -> tuple[list[str], Any]:
+def parse_setting(
+    text: str, *, option: str = "--set", example: str = "distillation.epochs=3"
+) -> tuple[list[str], Any]:
     """Key path and value of ``distillation.epochs=3``; the value is read as YAML.
+
+    Args:
+        text: What was typed.
+        option: The option that it was typed behind, for the message.
+        example: What could stand there, for the message.
 
     Raises:
         InvalidInputError: There is no ``=``, no key, or the value is not YAML.
     """
     key, separator, value = text.partition("=")
     if not separator or not key.strip():
-        raise InvalidInputError(f"A setting is written like distillation.epochs=3; got {text!r}.")
+        raise InvalidInputError(f"{option} is written like {example}; got {text!r}.")
     try:
         parsed = parse_yaml(value)
     except YAML_ERRORS as error:
-        raise InvalidInputError(f"The value of the setting {text!r} is not YAML.") from error
+        raise InvalidInputError(f"The value of {option} {text!r} is not YAML.") from error
     return key.strip().split("."), parsed
 
 
@@ -69,8 +76,8 @@ def load_recipe(
         settings: Such as ``distillation.epochs=3``; applied last, in order.
 
     Raises:
-        RecipeError: All faults of the recipe at once.
-        InvalidInputError: The bits or a setting are not written as they should be.
+        RecipeError: All faults of the recipe, and of how the settings are written, at once.
+        InvalidInputError: The bits or settings alone are not written as they should be.
     """
     from pydantic import ValidationError
 
@@ -82,13 +89,20 @@ def load_recipe(
         weight, activation = parse_bits(bits)
         _set(content, ["quantization", "weight_bits"], weight)
         _set(content, ["quantization", "activation_bits"], activation)
+    slips = []
     for setting in settings:
-        path, value = parse_setting(setting)
-        _set(content, path, value)
+        try:
+            _set(content, *parse_setting(setting))
+        except InvalidInputError as error:
+            slips.append(str(error))
     try:
-        return Recipe.model_validate(content)
+        recipe = Recipe.model_validate(content)
     except ValidationError as error:
-        raise RecipeError(name_or_path, describe_faults(error)) from error
+        faults = [*(slip.removesuffix(".") for slip in slips), *describe_faults(error)]
+        raise RecipeError(name_or_path, faults) from error
+    if slips:
+        raise InvalidInputError(" ".join(slips))
+    return recipe
 
 
 def _read(name_or_path: str) -> dict[str, Any]:
@@ -133,10 +147,24 @@ def _set(content: dict[str, Any], path: Sequence[str], value: Any) -> None:
     place[key] = value
 
 
-def overrides_of(settings: Sequence[str]) -> Mapping[str, Any]:
+def overrides_of(settings: Sequence[str], *, option: str, example: str) -> Mapping[str, Any]:
     """Settings without sections, such as ``img_size=32``, as a mapping.
 
+    Args:
+        settings: What was typed.
+        option: The option that they were typed behind, for the message.
+        example: What could stand there, for the message.
+
     Raises:
-        InvalidInputError: A setting is not written as it should be.
+        InvalidInputError: Settings are not written as they should be; all of them at once.
     """
-    return {".".join(path): value for path, value in map(parse_setting, settings)}
+    overrides, slips = {}, []
+    for setting in settings:
+        try:
+            path, value = parse_setting(setting, option=option, example=example)
+            overrides[".".join(path)] = value
+        except InvalidInputError as error:
+            slips.append(str(error))
+    if slips:
+        raise InvalidInputError(" ".join(slips))
+    return overrides

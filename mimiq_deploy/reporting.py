@@ -10,7 +10,7 @@ from mimiq_deploy.inside_view import look_inside, why_not_inside
 from mimiq_runtime.errors import InvalidInputError, MimiqDeployError
 from mimiq_runtime.inside_view import read_inside_record
 from mimiq_runtime.output_file import check_output_file
-from mimiq_runtime.report.page import check_libraries, render_page, write_page
+from mimiq_runtime.report.page import check_libraries, is_report, render_page, write_page
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -78,6 +78,11 @@ def _owner(runs: Sequence[RunDirectory], output: Path) -> RunDirectory | None:
         if output.name == REPORT and os.path.realpath(output.parent) == os.path.realpath(run.root):
             return run
     check_output_file(output, "--output")
+    # An empty file is one that somebody made for the page, as mktemp does.
+    if output.exists() and output.stat().st_size and not is_report(output):
+        raise InvalidInputError(
+            f"{output} exists already and is no report, and is not replaced; give another --output."
+        )
     return None
 
 

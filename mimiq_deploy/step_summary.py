@@ -1,4 +1,4 @@
-"""A validation as Markdown: GitHub shows it as the summary of a step."""
+"""A validation or a benchmark as Markdown: GitHub shows it as the summary of a step."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mimiq_deploy.gate_sentences import describe_gate
+from mimiq_deploy.gate_sentences import describe_change, describe_gate
 from mimiq_runtime.atomic import write_text
+from mimiq_runtime.benchmark import BenchmarkReport
 from mimiq_runtime.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -16,13 +17,13 @@ if TYPE_CHECKING:
     from mimiq_deploy.validation import EngineReport, ValidationReport
     from mimiq_runtime.parity import LogitParity
 
-__all__ = ["markdown_of", "write_step_summary"]
+__all__ = ["markdown_of", "markdown_of_benchmark", "write_step_summary"]
 
 STEP_SUMMARY = "GITHUB_STEP_SUMMARY"
 
 
-def write_step_summary(report: ValidationReport, path: Path) -> None:
-    """Write :func:`markdown_of`.
+def write_step_summary(report: ValidationReport | BenchmarkReport, path: Path) -> None:
+    """Write :func:`markdown_of` or :func:`markdown_of_benchmark`.
 
     The file that GitHub keeps for a step is appended to: other commands write there, too. Any
     other file is replaced, atomically.
@@ -30,7 +31,10 @@ def write_step_summary(report: ValidationReport, path: Path) -> None:
     Raises:
         InvalidInputError: The file cannot be written.
     """
-    text = markdown_of(report)
+    if isinstance(report, BenchmarkReport):
+        text = markdown_of_benchmark(report)
+    else:
+        text = markdown_of(report)
     shared = os.environ.get(STEP_SUMMARY)
     if not shared or Path(shared).resolve() != path.resolve():
         write_text(path, text)
@@ -60,6 +64,46 @@ def markdown_of(report: ValidationReport) -> str:
     for name, engine in report.engines.items():
         lines += _layers(name, engine)
     return "\n".join(lines).rstrip() + "\n\n"
+
+
+def markdown_of_benchmark(report: BenchmarkReport) -> str:
+    """Verdict, comparison with the older benchmark, and the times."""
+    comparison = report.comparison
+    verdict = "measured"
+    lines = []
+    if comparison is not None:
+        verdict = "kept" if comparison.passed else "REGRESSED"
+        lines = [f"Compared with {_text(comparison.against)}.", ""]
+        if not comparison.same_machine:
+            lines += ["That was measured on another machine.", ""]
+        rows = [
+            (
+                change.session,
+                describe_change(change, comparison.tolerance),
+                "**REGRESSED**" if change.regressed else "kept",
+            )
+            for change in comparison.changes
+        ]
+        lines += ["### Comparison", "", *_table(("model", "speed", "verdict"), rows), ""]
+    lines += ["### Times", "", *_table(_TIMES, list(_times(report)))]
+    return "\n".join([f"## mimiq-deploy bench: {verdict}", "", *lines]) + "\n\n"
+
+
+_TIMES = ("batch", "threads", "model", "p50 ms", "p99 ms", "images/s", "times as fast", "95 %")
+
+
+def _times(report: BenchmarkReport) -> Iterator[Sequence[str]]:
+    for row in report.rows:
+        yield (
+            str(row.batch_size),
+            str(row.threads),
+            row.session,
+            f"{row.p50_ms:.2f}",
+            f"{row.p99_ms:.2f}",
+            f"{row.images_per_second:.1f}",
+            f"{row.speedup.median:.2f}",
+            f"{row.speedup.low:.2f} to {row.speedup.high:.2f}",
+        )
 
 
 _PARITY = ("engine", "compared with", "images", "agreement %", "top-5 %", "SQNR dB", "KL nats")

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 from huggingface_hub.constants import ENDPOINT
 from timm.models import get_pretrained_cfg, is_model, load_model_config_from_hf
 
+from mimiq_calib.hub_connection import ask_hub
 from mimiq_runtime.errors import CheckpointError
 
 __all__ = ["NamedModel", "describe_download", "is_on_hub", "look_up"]
@@ -78,7 +79,8 @@ def look_up(name: str) -> NamedModel:
         return NamedModel(name)
     try:
         place = name.partition(":")[2]
-        config, architecture, arguments = load_model_config_from_hf(place)
+        with ask_hub():
+            config, architecture, arguments = load_model_config_from_hf(place)
         labels = _labels_of(config)
     # Whatever the hub, the cache or the network raises means the same to the user.
     except Exception as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import zipfile
 from typing import TYPE_CHECKING, Any
 
@@ -12,19 +13,23 @@ from safetensors.torch import load_file
 from timm.data import resolve_data_config
 from torch import Tensor, nn
 
+from mimiq_calib.hub_connection import ask_hub
 from mimiq_calib.hub_names import look_up
 from mimiq_calib.model_arguments import LARGEST_ARGUMENT, check_arguments
 from mimiq_runtime.errors import CheckpointError, InvalidInputError
 from mimiq_runtime.manifest import Preprocessing
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
 __all__ = ["create_model", "load_checkpoint_file", "load_weights", "preprocessing_of"]
 
 WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model", "module")
 """Under which keys training programs keep the weights in a checkpoint."""
+
+_SIMILAR = 5
+"""How many names are shown instead of one that is not there."""
 
 _REAL = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 """What weights may be stored as; other types are codes or a part of a number."""
@@ -47,6 +52,7 @@ def create_model(
     arguments: Mapping[str, Any],
     pretrained: bool,
     values: int | None = None,
+    check: Callable[[nn.Module], None] | None = None,
 ) -> nn.Module:
     """Create a timm model in inference mode.
 
@@ -57,6 +63,7 @@ def create_model(
         pretrained: Whether timm loads its own weights (from its cache, or the network).
         values: How many numbers the weights that shall be loaded have; a model that needs far
             more of them is refused before it takes memory.
+        check: Called with the model as it was made; what it raises costs no download.
 
     Raises:
         InvalidInputError: There is no such model, or it does not take these arguments.
@@ -65,7 +72,7 @@ def create_model(
     named = look_up(name)
     architecture = named.architecture
     if not timm.is_model(architecture):
-        similar = timm.list_models(f"*{architecture.split('.')[0].split('_')[0]}*")[:5]
+        similar = _similar_names(architecture.partition(".")[0])
         hint = f"; similar names are {', '.join(similar)}" if similar else ""
         raise InvalidInputError(
             f"timm {timm.__version__} has no model named {architecture!r}{hint}; "
@@ -83,6 +90,8 @@ def create_model(
         raise InvalidInputError(
             f"timm cannot create {name} with the arguments {chosen!s:.300}: {error!s:.200}."
         ) from error
+    if check is not None:
+        check(model)
     if pretrained:
         model = _create_pretrained(name, chosen)
     return model.eval()
@@ -221,6 +230,20 @@ def preprocessing_of(model: nn.Module, overrides: Mapping[str, Any]) -> Preproce
     return preprocessing
 
 
+def _similar_names(name: str) -> list[str]:
+    """Up to five names of timm, those that begin most like ``name`` first.
+
+    Beginnings are compared, since timm's names are long: the whole of ``rdnet_tiny`` is more like
+    ``deit_tinyy`` than the whole of ``deit_tiny_patch16_224`` is.
+    """
+    names = timm.list_models()
+    beginnings = dict.fromkeys(known[: len(name)] for known in names)
+    near = difflib.get_close_matches(name, beginnings, n=_SIMILAR)
+    found = [known for start in near for known in names if known.startswith(start)]
+    family = timm.list_models(f"*{name.split('_')[0]}*")
+    return list(dict.fromkeys(found or family))[:_SIMILAR]
+
+
 def _check_size(name: str, arguments: Mapping[str, Any], values: int | None) -> None:
     if values is None:
         return
@@ -240,7 +263,8 @@ def _check_size(name: str, arguments: Mapping[str, Any], values: int | None) -> 
 
 def _create_pretrained(name: str, arguments: Mapping[str, Any]) -> nn.Module:
     try:
-        model: nn.Module = timm.create_model(name, pretrained=True, **arguments)
+        with ask_hub():
+            model: nn.Module = timm.create_model(name, pretrained=True, **arguments)
     # Whatever the hub, the cache or the network raises means the same to the user.
     except Exception as error:
         reason = str(error).strip().split("\n")[0]

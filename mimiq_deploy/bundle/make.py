@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from mimiq_deploy.bundle.device_files import RUNNER, device_files
 from mimiq_deploy.bundle.manifest import BuiltFor, BundleManifest
 from mimiq_deploy.bundle.packed_model import find_model
-from mimiq_deploy.bundle.packing import archive_stem, pack
+from mimiq_deploy.bundle.packing import archive_stem, check_form, pack
 from mimiq_deploy.bundle.readme import readme
 from mimiq_deploy.bundle.requirements import PYTHON, requirements_of
 from mimiq_deploy.bundle.triton import LABELS, check_name, is_model_folder, triton_files
@@ -74,8 +74,9 @@ def bundle_run(
 
     Raises:
         InvalidInputError: The run has no such model, the labels do not fit, or there is something
-            at ``output`` already.
+            at ``output`` already, or it ends like an archive of another kind.
     """
+    check_form(output)
     model = find_model(run, engine, device=device)
     names = _labels_text(run, labels)
     requires = requirements_of(model)
@@ -132,6 +133,7 @@ def triton_model(
     Raises:
         InvalidInputError: As for :func:`bundle_run`, or the name is no name.
     """
+    check_form(output)
     name = check_name(name or f"{run.manifest.model.name.replace('/', '_')}-{run.manifest.bits}")
     if max_batch < 1:
         raise InvalidInputError(f"The largest batch must be at least 1, got {max_batch}.")

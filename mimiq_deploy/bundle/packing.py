@@ -17,12 +17,18 @@ from mimiq_runtime.output_file import check_output_file
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-__all__ = ["Content", "archive_stem", "pack", "write_archive", "write_folder"]
+__all__ = ["Content", "archive_stem", "check_form", "pack", "write_archive", "write_folder"]
 
 Content = bytes | Path
 """What a file shall hold: these bytes, or those of another file."""
 
 ARCHIVES = (".tar.gz", ".tgz", ".tar")
+
+_OTHER_ARCHIVES = frozenset(
+    {".7z", ".bz2", ".cab", ".gz", ".jar", ".lz", ".lz4", ".lzma", ".rar", ".tar", ".tbz", ".tbz2"}
+    | {".tgz", ".txz", ".tzst", ".whl", ".xz", ".z", ".zip", ".zst"}
+)
+"""Endings, in small letters, of what somebody would expect to be one file."""
 
 # 1980-01-01: some tools do not know of times before.
 _TIME = 315532800
@@ -76,6 +82,19 @@ def archive_stem(output: Path) -> str | None:
         if output.name.endswith(ending) and output.name != ending:
             return output.name.removesuffix(ending)
     return None
+
+
+def check_form(output: Path) -> None:
+    """Refuse a name that ends like an archive of another kind: it would become a folder.
+
+    Raises:
+        InvalidInputError: It does.
+    """
+    if archive_stem(output) is None and output.suffix.lower() in _OTHER_ARCHIVES:
+        raise InvalidInputError(
+            f"{output} ends like an archive, and only {', '.join(ARCHIVES)} are written; give one "
+            "of these endings, or the name of a folder."
+        )
 
 
 def write_folder(files: Mapping[str, Content], folder: Path) -> None:

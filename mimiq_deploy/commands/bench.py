@@ -6,15 +6,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from click.core import ParameterSource
 
+from mimiq_deploy.commands.gate_reports import GateReports, junit_option, markdown_option
 from mimiq_deploy.commands.options import (
+    check_partner,
     engines_option,
     gates_option,
     json_option,
     output_console,
     print_json,
     run_argument,
+    was_typed,
 )
 
 if TYPE_CHECKING:
@@ -75,6 +77,8 @@ REGRESSED = 1
     help="With --compare: share of the older speedup that may be lost.",
 )
 @gates_option
+@junit_option
+@markdown_option
 @json_option
 @click.pass_context
 def bench(
@@ -90,6 +94,8 @@ def bench(
     compare: Path | None,
     tolerance: float,
     gates: Path | None,
+    junit: Path | None,
+    markdown: Path | None,
     as_json: bool,
 ) -> None:
     """Time the engines of RUN in turn with the FP32 ONNX of the same model.
@@ -99,24 +105,34 @@ def bench(
     """
     from mimiq_deploy.benchmarking import benchmark_run
     from mimiq_deploy.gate_file import read_gate_file
+    from mimiq_runtime.errors import InvalidInputError
     from mimiq_runtime.run_directory import RunDirectory
 
-    on_command_line = context.get_parameter_source("tolerance") is ParameterSource.COMMANDLINE
-    if gates is not None and not on_command_line:
-        limit = read_gate_file(gates).bench.tolerance
-        tolerance = tolerance if limit is None else limit
-    report = benchmark_run(
-        RunDirectory.open(run),
-        engines,
-        batch_sizes=batch_sizes,
-        threads=threads,
-        rounds=rounds,
-        warmup=warmup,
-        seconds=seconds,
-        baselines=baselines,
-        compare=compare,
-        tolerance=tolerance,
-    )
+    check_partner(context, "--compare", "tolerance", "junit", present=compare is not None)
+    read = [path for path in (gates, compare) if path is not None]
+    reports = GateReports("bench", junit, markdown, read)
+    reports.check_junit()
+    limit = None if gates is None else read_gate_file(gates).bench.tolerance
+    if limit is not None and compare is None:
+        raise InvalidInputError(
+            f"{gates} has a tolerance for --compare, and nothing is compared; give --compare, too."
+        )
+    if limit is not None and not was_typed(context, "tolerance"):
+        tolerance = limit
+    with reports.errors_are_told():
+        report = benchmark_run(
+            RunDirectory.open(run),
+            engines,
+            batch_sizes=batch_sizes,
+            threads=threads,
+            rounds=rounds,
+            warmup=warmup,
+            seconds=seconds,
+            baselines=baselines,
+            compare=compare,
+            tolerance=tolerance,
+        )
+    reports.write(report)
     if as_json:
         print_json(report.model_dump(mode="json"))
     else:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from mimiq_deploy.commands.options import json_option, print_json
+from mimiq_deploy.commands.options import check_partner, json_option, print_json
 from mimiq_deploy.commands.outcome_of_build import build_or_hand_over
 
 
@@ -92,6 +92,8 @@ def build(
     """
     from mimiq_runtime.engine_record import BuildOptions
 
+    # An engine that is refitted keeps what it was built with.
+    check_partner(context, "--refit", *options, "timing_cache", present=refit, without=True)
     outcome = build_or_hand_over(
         model,
         BuildOptions(**{name: value for name, value in options.items() if value is not None}),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mimiq_deploy.commands.options import (
+    check_partner,
     engine_option,
     json_option,
     labels_option,
@@ -50,7 +51,10 @@ if TYPE_CHECKING:
 )
 @click.option("--force", is_flag=True, help="Replace an earlier bundle.")
 @json_option
+@click.pass_context
 def bundle(
+    context: click.Context,
+    /,
     run: Path,
     engine: str,
     output: Path | None,
@@ -71,6 +75,8 @@ def bundle(
     from mimiq_deploy.bundle.make import bundle_run, triton_model
     from mimiq_runtime.run_directory import RunDirectory
 
+    check_partner(context, "--triton", "name", "max_batch", present=triton)
+    check_partner(context, "--engine trt", "max_batch", present=engine == "trt", without=True)
     opened = RunDirectory.open(run)
     names = None if labels is None else read_labels(labels)
     if triton:

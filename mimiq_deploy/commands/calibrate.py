@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     default="quick",
     show_default=True,
     metavar="NAME|FILE",
-    help="quick, balanced, paper, or a YAML file.",
+    help="quick, balanced, paper, demo, or a YAML file.",
 )
 @click.option("--bits", metavar="wXaY", help="Bits of weights and activations, such as w4a4.")
 @click.option(
@@ -45,7 +45,10 @@ if TYPE_CHECKING:
 @click.option("--seed", default=0, show_default=True, type=SEED)
 @click.option("--resume", is_flag=True, help="Continue the run in the directory where it stopped.")
 @json_option
+@click.pass_context
 def calibrate(
+    context: click.Context,
+    /,
     model: str,
     output: Path,
     choices: ModelChoices,
@@ -62,6 +65,10 @@ def calibrate(
     Makes calibration images from the weights alone, learns the scales, trains the accuracy back,
     estimates what was lost, and writes the run directory that all other commands read.
     """
+    from mimiq_deploy.cli import KEPT
+
+    # Before the libraries are loaded, which is when somebody sees a slip and ends it.
+    context.meta[KEPT] = lambda: _is_run(output)
     from mimiq_deploy.calibration import calibrate as run_calibration
     from mimiq_deploy.estimation import describe_block_errors, describe_estimate
     from mimiq_deploy.recipe_loading import load_recipe
@@ -114,6 +121,12 @@ def calibrate(
         console.print(f"Estimate without data: {describe_estimate(cost, run.manifest.bits)}.")
         console.print(f"SQNR behind each block, dB: {describe_block_errors(cost)}.")
     console.print(f"Next: mimiq-deploy export {output} --target ort-cpu")
+
+
+def _is_run(directory: Path) -> bool:
+    from mimiq_runtime.run_directory import RunDirectory
+
+    return (directory / RunDirectory.MANIFEST).exists()
 
 
 def describe_skipped(event: Event) -> str:

@@ -52,8 +52,12 @@ class ModelChoices:
             recipe=recipe,
             checkpoint=self.checkpoint,
             num_classes=self.num_classes,
-            model_arguments=overrides_of(self.model_arguments),
-            preprocessing=overrides_of(self.preprocessing),
+            model_arguments=overrides_of(
+                self.model_arguments, option="--model-arg", example="img_size=32"
+            ),
+            preprocessing=overrides_of(
+                self.preprocessing, option="--preprocessing", example="mean=[0.5,0.5,0.5]"
+            ),
             labels=None if self.labels is None else read_labels(self.labels),
             seed=seed,
             device=device,

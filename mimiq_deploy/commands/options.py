@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "SEED",
+    "check_partner",
     "engine_option",
     "engines_option",
     "gates_option",
@@ -25,12 +27,45 @@ __all__ = [
     "print_json",
     "read_labels",
     "run_argument",
+    "was_typed",
 ]
 
 SEED = click.IntRange(0, 2**62)
 """What every library takes as a seed, with room for the seeds that follow it."""
 
 _WIDTH_OF_A_FILE = 120
+
+
+def was_typed(context: click.Context, name: str) -> bool:
+    """Whether the command line gives a parameter, also where it says what the default is."""
+    return context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+
+
+def check_partner(
+    context: click.Context, partner: str, *names: str, present: bool, without: bool = False
+) -> None:
+    """Refuse options that nothing would look at; whoever typed one expects that it counts.
+
+    Args:
+        context: Of the command.
+        partner: The option that decides on the others, such as ``--triton``.
+        names: The parameters of the others.
+        present: Whether the partner was given.
+        without: Whether the others count without the partner, instead of with it.
+
+    Raises:
+        InvalidInputError: One of the others was typed, and does not count.
+    """
+    from mimiq_runtime.errors import InvalidInputError
+
+    typed = [f"--{name.replace('_', '-')}" for name in names if was_typed(context, name)]
+    if typed and present == without:
+        verb = "counts" if len(typed) == 1 else "count"
+        remedy = "leave one of the two out" if without else f"give {partner}, too"
+        raise InvalidInputError(
+            f"{' and '.join(typed)} {verb} only {'without' if without else 'with'} {partner}; "
+            f"{remedy}."
+        )
 
 
 def _check_engines(

@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING
 import click
 
 from mimiq_deploy.commands.model_options import ModelChoices, model_options
-from mimiq_deploy.commands.options import SEED, json_option, output_console, print_json
+from mimiq_deploy.commands.options import (
+    SEED,
+    check_partner,
+    json_option,
+    output_console,
+    print_json,
+)
 
 if TYPE_CHECKING:
     from mimiq_deploy.study.report import StudyReport
@@ -143,6 +149,7 @@ def study(
     from mimiq_deploy.study.run_study import StudyRequest, run_study
     from mimiq_runtime.errors import MissingDependencyError
 
+    check_partner(context, "--data", "limit", "batch_size", present=data is not None)
     if folder is not None and FOLDER not in sources:
         sources = (*sources, FOLDER)
     grid = StudyGrid(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from mimiq_deploy.commands.gate_reports import GateReports, junit_option, markdown_option
 from mimiq_deploy.commands.options import (
+    check_partner,
     gates_option,
     json_option,
     output_console,
@@ -90,18 +91,8 @@ def _check_names(
 @click.option("--min-accuracy", type=float, help="Gate: smallest top-1 accuracy (0 to 1).")
 @click.option("--min-sqnr", type=float, help="Gate: smallest SQNR of the logits, in dB.")
 @click.option("--max-kl", type=float, help="Gate: largest KL divergence, in nats.")
-@click.option(
-    "--junit",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Write the gates as JUnit XML.",
-)
-@click.option(
-    "--markdown",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Write tables as Markdown; append where FILE is $GITHUB_STEP_SUMMARY.",
-)
+@junit_option
+@markdown_option
 @json_option
 @click.pass_context
 def validate(
@@ -127,24 +118,20 @@ def validate(
     The result is written to parity.json in the run. Exit code 1 when a gate fails.
     """
     from mimiq_deploy.gate_file import read_gate_file, resolve_limits
-    from mimiq_deploy.junit import check_there_are_gates, write_junit
+    from mimiq_deploy.junit import check_there_are_gates
     from mimiq_deploy.layer_comparison import LAYER_THRESHOLD_DB
-    from mimiq_deploy.step_summary import write_step_summary
     from mimiq_deploy.validation import GateLimits, validate_run
-    from mimiq_runtime.errors import InvalidInputError, MimiqDeployError
-    from mimiq_runtime.output_file import check_output_file
     from mimiq_runtime.run_directory import RunDirectory
 
-    inputs = _files_read(gates, data)
-    if junit is not None:
-        check_output_file(junit, "--junit", inputs=inputs)
+    check_partner(context, "--per-layer", "layer_threshold", present=per_layer)
+    has_images = data is not None or bool(against)
+    check_partner(context, "--data or --against", "limit", present=has_images)
+    reports = GateReports("validate", junit, markdown, _files_read(gates, data))
+    reports.check_junit()
     asked = resolve_limits(None if gates is None else read_gate_file(gates), engines, limits)
     if junit is not None:
         check_there_are_gates(asked.values())
-    try:
-        if markdown is not None:
-            check_output_file(markdown, "--markdown", inputs=inputs)
-            _check_apart(junit, markdown)
+    with reports.errors_are_told():
         report = validate_run(
             RunDirectory.open(run),
             engines,
@@ -158,16 +145,7 @@ def validate(
             batch_size=batch_size,
             threads=threads,
         )
-    except MimiqDeployError as error:
-        if junit is not None:
-            # What went wrong is more than that it could not be written down.
-            with contextlib.suppress(InvalidInputError):
-                write_junit(error, junit)
-        raise
-    if junit is not None:
-        write_junit(report, junit)
-    if markdown is not None:
-        write_step_summary(report, markdown)
+    reports.write(report)
     if as_json:
         print_json(report.model_dump(mode="json"))
     else:
@@ -184,15 +162,6 @@ def _files_read(gates: Path | None, data: str | None) -> list[Path]:
         *([] if gates is None else [gates]),
         *([] if data is None else [Path(data) / LABELS_FILE]),
     ]
-
-
-def _check_apart(junit: Path | None, markdown: Path) -> None:
-    from mimiq_runtime.errors import InvalidInputError
-
-    if junit is not None and junit.resolve() == markdown.resolve():
-        raise InvalidInputError(
-            f"--junit and --markdown would both write {markdown}; give each a file of its own."
-        )
 
 
 def _source(data: str | None) -> Path | DataKind | None:

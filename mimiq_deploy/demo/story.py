@@ -21,7 +21,7 @@ from mimiq_deploy.validation import (
     validate_run,
 )
 from mimiq_runtime.atomic import write_json
-from mimiq_runtime.output_file import check_outside_of_runs
+from mimiq_runtime.output_file import check_output_folder
 from mimiq_runtime.schema import Schema
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def tell_story(folder: Path, *, say: Callable[[str], None]) -> DemoReport:
         MissingDependencyError: An extra is not installed.
         InvalidInputError: The folder holds something else, or cannot be written.
     """
-    check_outside_of_runs(folder, "--output")
+    check_output_folder(folder, "--output")
     digits = load_digits_split()
     pictures = folder / "held-out-digits"
     say(f"1/5 {len(digits.test_labels)} handwritten digits that the model never saw: {pictures}")

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from mimiq_deploy.calibration import LIBRARIES, CalibrationRequest, calibrate
+from mimiq_deploy.early_checks import check_runs_to_be
 from mimiq_deploy.study.markdown import render_markdown
 from mimiq_deploy.study.measuring import LabelledPictures, Measurement, UnseenImages
 from mimiq_deploy.study.report import (
@@ -18,11 +19,11 @@ from mimiq_deploy.study.report import (
 from mimiq_runtime.atomic import write_json, write_text
 from mimiq_runtime.errors import DivergedError, InvalidInputError
 from mimiq_runtime.machine import describe_machine, library_versions
-from mimiq_runtime.output_file import check_outside_of_runs
+from mimiq_runtime.output_file import check_output_folder
 from mimiq_runtime.run_lock import hold_directory
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from mimiq_calib.recipe import Recipe
@@ -72,20 +73,30 @@ def run_study(request: StudyRequest, output: Path, *, say: Callable[[str], None]
         when the study is run again.
 
     Raises:
-        InvalidInputError: Something about the request; all recipes are checked before the first
-            cell is made.
+        InvalidInputError: Something about the request; the model, all recipes and all pictures are
+            checked before the first cell is made.
         RunDirectoryError: A cell was made with other choices.
     """
-    check_outside_of_runs(output, "--output")
-    with hold_directory(output, "study"):
-        return _run_cells(request, output, say)
-
-
-def _run_cells(request: StudyRequest, output: Path, say: Callable[[str], None]) -> StudyReport:
-    grid = request.grid
-    work = [(cell, grid.recipe_of(cell)) for cell in grid.cells()]
+    check_output_folder(output, "--output")
+    work = [(cell, request.grid.recipe_of(cell)) for cell in request.grid.cells()]
     if not work:
         raise InvalidInputError("The study has no cell; name bits, a source and a fine-tuning.")
+    check_runs_to_be(
+        request.calibration,
+        [(output / cell.name, recipe) for cell, recipe in work],
+        pictures=request.pictures,
+        limit=request.limit,
+    )
+    with hold_directory(output, "study"):
+        return _run_cells(request, work, output, say)
+
+
+def _run_cells(
+    request: StudyRequest,
+    work: Sequence[tuple[Cell, Recipe]],
+    output: Path,
+    say: Callable[[str], None],
+) -> StudyReport:
     makers: dict[tuple[object, ...], RunDirectory] = {}
     results: dict[str, CellResult] = {}
     measurement = None

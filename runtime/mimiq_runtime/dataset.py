@@ -87,11 +87,7 @@ def open_labelled_images(
         raise InvalidInputError(
             f"num_classes and limit must be at least 1; got {num_classes} and {limit}."
         )
-    if not folder.is_dir():
-        raise DatasetError(
-            f"Expected a folder of labelled pictures, got {folder}, which is "
-            f"{'a file' if folder.exists() else 'not there'}; check the path."
-        )
+    _check_folder(folder, "labelled pictures")
     if _has_labels_file(folder):
         images = _from_labels_file(folder, num_classes)
     else:
@@ -122,10 +118,15 @@ def open_pictures(folder: Path, *, num_classes: int, limit: int | None = None) -
         DatasetError: The folder cannot be used.
         InvalidInputError: ``num_classes`` or ``limit`` is less than 1.
     """
-    if folder.is_dir() and not _has_labels_file(folder) and not _class_names(folder):
+    _check_folder(folder, "pictures")
+    if not _has_labels_file(folder) and not _class_names(folder):
         paths = tuple(_pictures_under(folder))
-        if paths:
-            return Pictures(tuple(paths[index] for index in _evenly(len(paths), limit)), None)
+        if not paths:
+            raise DatasetError(
+                f"{folder} has no pictures ({', '.join(sorted(IMAGE_SUFFIXES))}); put some into "
+                f"it, with a {LABELS_FILE} or in a sub-folder for each class to measure accuracy."
+            )
+        return Pictures(tuple(paths[index] for index in _evenly(len(paths), limit)), None)
     images = open_labelled_images(folder, num_classes=num_classes, limit=limit)
     return Pictures(images.paths, images.labels)
 
@@ -168,6 +169,14 @@ def iterate_pixels(
         )
         for start in range(0, len(images), batch_size)
     )
+
+
+def _check_folder(folder: Path, content: str) -> None:
+    if not folder.is_dir():
+        raise DatasetError(
+            f"Expected a folder of {content}, got {folder}, which is "
+            f"{'a file' if folder.exists() else 'not there'}; check the path."
+        )
 
 
 def _spread(images: LabelledImages, limit: int) -> LabelledImages:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-__all__ = ["check_output_file", "check_outside_of_runs"]
+__all__ = ["check_output_file", "check_output_folder", "check_outside_of_runs"]
 
 _MANIFEST = "run.json"
 
@@ -49,6 +49,18 @@ def check_output_file(
             raise InvalidInputError(
                 f"{option} would write over {given}, which is read here; choose another name."
             )
+
+
+def check_output_folder(path: Path, option: str) -> None:
+    """Refuse a place for a folder, new or old, where a file is or within a run.
+
+    Raises:
+        InvalidInputError: There is something else than a folder, or the place is within a run
+            directory, or is one.
+    """
+    check_outside_of_runs(path, option)
+    if path.exists() and not path.is_dir():
+        raise InvalidInputError(f"{option}: {path} is a file; give a folder.")
 
 
 def check_outside_of_runs(path: Path, option: str) -> None:

@@ -59,9 +59,20 @@ class TestCreating:
         with pytest.raises(InvalidInputError, match="no model named"):
             create_model(name, num_classes=5, arguments={}, pretrained=False)
 
-    def test_a_slip_of_the_pen_gets_similar_names(self) -> None:
-        with pytest.raises(InvalidInputError, match=r"similar names are .*deit"):
-            create_model("deit_tiny_patch16", num_classes=5, arguments={}, pretrained=False)
+    @pytest.mark.parametrize(
+        ("typed", "first"),
+        [
+            ("deit_tiny_patch16", "deit_tiny_patch16_224"),
+            ("deit_tinyy", "deit_tiny_distilled_patch16_224, deit_tiny_patch16_224"),
+            ("deit_tiny_patch16_244", "deit_tiny_patch16_224"),
+            ("deit-tiny-patch16-224.fb_in1k", "deit_tiny_patch16_224"),
+            ("swin_tny_patch4_window7_224", "swin_tiny_patch4_window7_224"),
+            ("xcit", "xcit_"),
+        ],
+    )
+    def test_a_slip_of_the_pen_gets_similar_names(self, typed: str, first: str) -> None:
+        with pytest.raises(InvalidInputError, match=f"similar names are {first}"):
+            create_model(typed, num_classes=5, arguments={}, pretrained=False)
 
     @pytest.mark.parametrize(
         "wrong",

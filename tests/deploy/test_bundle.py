@@ -514,6 +514,22 @@ def test_what_was_not_exported_or_was_changed_is_refused(run: RunDirectory, tmp_
     assert not (tmp_path / "bundle").exists()
 
 
+@pytest.mark.parametrize("name", ["x.zip", "x.RAR", "x.7z", "x.tar.xz", "x.TAR.GZ"])
+@pytest.mark.parametrize("option", [(), ("--triton",)], ids=["device", "triton"])
+def test_no_folder_is_named_like_an_archive(
+    name: str, option: tuple[str, ...], run: RunDirectory, tmp_path: Path
+) -> None:
+    result = bundle(run.root, "-o", tmp_path / "out" / name, *option)
+    assert result.exit_code == 2
+    assert "only .tar.gz, .tgz, .tar are written" in result.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dot_in_the_name_of_a_folder_is_fine(run: RunDirectory, tmp_path: Path) -> None:
+    assert bundle(run.root, "-o", tmp_path / "deit-v1.2").exit_code == 0
+    assert (tmp_path / "deit-v1.2" / "manifest.json").is_file()
+
+
 @pytest.mark.parametrize(
     "content",
     [

@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 from safetensors.torch import save_file
 
-from mimiq_calib import estimation, observation, run_models
+from mimiq_calib import estimation, model_loading, observation, run_models
 from mimiq_calib.distillation import distill as distilling
 from mimiq_calib.recipe import FineTuning, Recipe, ReconstructionSettings
 from mimiq_calib.reconstruction import reconstruct as reconstructing
@@ -653,6 +653,55 @@ class TestFineTuningAndEstimate:
 
 
 class TestRefusals:
+    @pytest.mark.parametrize(
+        ("change", "occupied", "error", "match"),
+        [
+            ({}, True, RunDirectoryError, "new or an empty directory"),
+            ({"preprocessing": {"nonsense": 1}}, False, InvalidInputError, "nonsense"),
+            ({"labels": ["a", "b"]}, False, InvalidInputError, "1000 classes, and 2 labels"),
+            ({"model": "resnet18", "model_arguments": {}}, False, UnsupportedModelError, "ResNet"),
+            ({"layer_bits": {"nothing": "a8"}}, False, InvalidInputError, "no layer of this model"),
+            (
+                {"source": "folder", "folder": "nowhere"},
+                False,
+                DatasetError,
+                "got nowhere, which is",
+            ),
+        ],
+        ids=["output", "preprocessing", "labels", "support", "layers", "pictures"],
+    )
+    @pytest.mark.parametrize("resume", [False, True])
+    def test_nothing_is_downloaded_for_what_cannot_be(
+        self,
+        request_: CalibrationRequest,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        change: dict[str, Any],
+        occupied: bool,
+        error: type[InvalidInputError],
+        match: str,
+        resume: bool,
+    ) -> None:
+        def download(*_: Any) -> None:
+            raise AssertionError("it was downloaded")
+
+        monkeypatch.setattr(model_loading, "_create_pretrained", download)
+        content = request_.recipe.model_dump(mode="json")
+        for section, keys in (
+            ("quantization", ["layer_bits"]),
+            ("synthesis", ["source", "folder"]),
+        ):
+            content[section] |= {key: change[key] for key in keys if key in change}
+        fields = {key: value for key, value in change.items() if key in vars(request_)}
+        asked = replace(request_, checkpoint=None, recipe=Recipe.model_validate(content), **fields)
+        if occupied:
+            (tmp_path / "thesis.tex").write_text("years of work")
+        output = tmp_path if occupied else tmp_path / "run"
+        with pytest.raises(error, match=match):
+            calibrate(asked, output, resume=resume)
+        with pytest.raises(AssertionError, match="downloaded"):
+            calibrate(replace(request_, checkpoint=None), tmp_path / "fine")
+
     @pytest.mark.parametrize("resume", [False, True])
     def test_a_folder_with_something_in_it(
         self, request_: CalibrationRequest, tmp_path: Path, resume: bool

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import click
 import pytest
-from _helpers.runs import make_run
+from _helpers.runs import ONNX_PATH, make_run
 from click.testing import CliRunner
 
 import mimiq_deploy
-from mimiq_deploy.cli import COMMANDS, LazyCommand, LazyGroup, cli
+from mimiq_deploy.cli import COMMANDS, KEPT, LazyCommand, LazyGroup, cli
+from mimiq_deploy.engine_models import known_targets
+from mimiq_export.targets.registry import TARGETS
 from mimiq_runtime.errors import MimiqDeployError
 
 # Everything that --help may not import: it fails as if it were not installed.
@@ -126,6 +128,81 @@ def test_users_mistake_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
     assert result.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("bench run --tolerance 0.1", "--tolerance counts only with --compare; give --compare"),
+        ("validate run --layer-threshold 40", "--layer-threshold counts only with --per-layer"),
+        ("validate run --limit 3", "--limit counts only with --data or --against; give"),
+        ("bundle run --name tiny", "--name counts only with --triton; give --triton, too"),
+        ("bundle run --max-batch 32", "--max-batch counts only with --triton"),
+        ("bundle run --name a --max-batch 1", "--name and --max-batch count only with --triton"),
+        (
+            "bundle run --triton --engine trt --max-batch 4",
+            "--max-batch counts only without --engine trt; leave one of the two out",
+        ),
+        ("build run --refit --refittable", "--refittable counts only without --refit; leave"),
+        ("build run --refit --timing-cache kept", "--timing-cache counts only without --refit"),
+        ("study deit -o out --limit 4", "--limit counts only with --data; give --data, too"),
+        ("study deit -o out --batch-size 64", "--batch-size counts only with --data"),
+    ],
+)
+def test_an_option_that_nothing_would_look_at_is_refused(line: str, sentence: str) -> None:
+    """Also where it says what the default is; before the run is opened, which is not there."""
+    result = CliRunner().invoke(cli, line.split())
+    assert result.exit_code == 2
+    assert result.output.startswith(f"Error: {sentence}")
+    assert result.output.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "bench run --compare nowhere.json --tolerance 0.1",
+        "validate run --per-layer --layer-threshold 40",
+        "validate run --against fp32 --limit 3",
+        "bundle run --triton --name tiny --max-batch 4",
+        "build run --refit --target fp16 --allow-floating-point",
+        "build run --max-batch 4 --timing-cache kept",
+        "inspect run --verify",
+    ],
+)
+def test_an_option_with_its_partner_comes_to_the_run(line: str) -> None:
+    result = CliRunner().invoke(cli, line.split())
+    assert result.exit_code == 2
+    assert " counts only " not in result.output
+    assert "run" in result.output
+
+
+def test_a_tolerance_in_a_gate_file_needs_something_to_compare(tmp_path: Path) -> None:
+    gates = tmp_path / "gates.yaml"
+    gates.write_text("bench: {tolerance: 0.05}")
+    result = CliRunner().invoke(cli, ["bench", "run", "--gates", str(gates)])
+    assert result.exit_code == 2
+    assert "nothing is compared; give --compare, too" in result.output
+
+
+@pytest.mark.parametrize("command", ["build", "bench", "build of a file"])
+def test_no_target_of_this_name_is_said_before_anybody_is_sent_to_make_it(
+    command: str, tmp_path: Path
+) -> None:
+    run = make_run(tmp_path / "run")
+    words = {
+        "build": ["build", str(run.root), "--target", "foo"],
+        "bench": ["bench", str(run.root), "--baseline", "foo"],
+        "build of a file": ["build", str(run.path(ONNX_PATH)), "--target", "foo"],
+    }[command]
+    result = CliRunner().invoke(cli, words)
+    assert result.exit_code == 2
+    assert result.output == (
+        f"Error: There is no target 'foo'; choose one of {', '.join(known_targets())}.\n"
+    )
+
+
+def test_known_targets_are_those_that_can_be_written() -> None:
+    assert set(known_targets()) == set(TARGETS)
+
+
 def test_a_closed_pipe_is_quiet(tmp_path: Path) -> None:
     make_run(tmp_path / "run", exported=False)
     for option in ([], ["--json"]):
@@ -150,9 +227,11 @@ class StrangeError(MimiqDeployError):
 @click.argument("how")
 def failing_command(how: str) -> None:
     """Fail."""
+    click.get_current_context().meta[KEPT] = lambda: how != "early"
     failures: dict[str, BaseException] = {
         "strange": StrangeError("first line\n  second line"),
         "interrupt": KeyboardInterrupt(),
+        "early": KeyboardInterrupt(),
         "bug": ZeroDivisionError("a bug"),
     }
     raise failures[how]
@@ -181,6 +260,55 @@ def test_an_interrupt_is_exit_code_130(failing_group: LazyGroup) -> None:
     assert result.exit_code == 130
     assert result.output.startswith("Error: Interrupted;")
     assert result.output.count("\n") == 1
+
+
+def test_an_interrupt_before_anything_was_written_says_so(failing_group: LazyGroup) -> None:
+    result = CliRunner().invoke(failing_group, ["fail", "early"])
+    assert result.exit_code == 130
+    assert result.output == (
+        "Error: Interrupted; nothing was written: run the same command again.\n"
+    )
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_calibrate_tells_of_a_run_only_where_there_is_one(
+    begun: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(_request: object, output: Path, **_: object) -> None:
+        output.mkdir()
+        if begun:
+            (output / "run.json").touch()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mimiq_deploy.calibration.calibrate", interrupted)
+    result = CliRunner().invoke(cli, ["calibrate", "deit", "-o", str(tmp_path / "run")])
+    assert result.exit_code == 130
+    assert ("--resume to go on" in result.output) == begun
+    assert ("nothing was written" in result.output) != begun
+
+
+@pytest.mark.parametrize("command", ["study deit", "demo"])
+def test_a_file_in_the_place_of_a_folder(command: str, tmp_path: Path) -> None:
+    notes = tmp_path / "notes.txt"
+    notes.write_text("mine")
+    result = CliRunner().invoke(cli, [*command.split(), "-o", str(notes)])
+    assert result.exit_code == 2
+    assert result.output == f"Error: --output: {notes} is a file; give a folder.\n"
+    assert notes.read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("option", "example"), [("--model-arg", "img_size=32"), ("--preprocessing", "mean=[0.5,")]
+)
+def test_a_slip_names_its_option_and_an_example_of_it(
+    option: str, example: str, tmp_path: Path
+) -> None:
+    words = ["calibrate", "deit", "-o", str(tmp_path / "run"), option, "img_size", option, "=3"]
+    result = CliRunner().invoke(cli, words)
+    assert result.exit_code == 2
+    assert result.output.startswith(f"Error: {option} is written like {example}")
+    assert "got 'img_size'" in result.output
+    assert "got '=3'" in result.output
 
 
 def test_a_bug_keeps_its_traceback(failing_group: LazyGroup) -> None:

@@ -55,7 +55,7 @@ def test_a_folder_without_pictures_is_refused(
     (tmp_path / "pictures").mkdir()
     for name in names:
         (tmp_path / "pictures" / name).write_text("")
-    with pytest.raises(DatasetError, match="neither"):
+    with pytest.raises(DatasetError, match="has no pictures"):
         open_data(run, tmp_path / "pictures", limit=None)
 
 

@@ -377,7 +377,10 @@ def test_bench_of_a_model_against_itself_and_against_the_past(run: Path, tmp_pat
     gates.write_text("bench: {tolerance: 0.999}\n")
     arguments = ("--baseline", "ort-cpu", "--compare", older, "--gates", gates)
     assert bench(run, *arguments)[0] == 0
-    assert bench(run, *arguments, "--tolerance", "0.1")[0] == 1
+    files = ("--junit", tmp_path / "bench.xml", "--markdown", tmp_path / "bench.md")
+    assert bench(run, *arguments, "--tolerance", "0.1", *files)[0] == 1
+    assert (tmp_path / "bench.xml").read_text().count("<failure") == 1
+    assert (tmp_path / "bench.md").read_text().startswith("## mimiq-deploy bench: REGRESSED")
 
 
 def test_openvino_runs_what_was_exported_for_it(run: Path, pictures: Path, tmp_path: Path) -> None:

@@ -112,6 +112,19 @@ class TestRecipes:
         with pytest.raises(InvalidInputError, match=r"synthesis\.num_images is not a section"):
             load_recipe(source, settings=["synthesis.num_images.x=3"])
 
+    def test_all_slips_and_faults_at_once(self) -> None:
+        faults = faults_of("quick", "foo", "distillation.epoch=3", "name.first=3", "bar={")
+        assert len(faults) == 4
+        assert faults[0] == "--set is written like distillation.epochs=3; got 'foo'"
+        assert "name.first cannot be made" in faults[1]
+        assert faults[2] == "The value of --set 'bar={' is not YAML"
+        assert faults[3].startswith("distillation.epoch: ")
+
+    def test_slips_alone_are_not_the_recipes(self) -> None:
+        with pytest.raises(InvalidInputError, match=r"^--set .*got 'a'\. --set .*got 'b'\.$") as e:
+            load_recipe("quick", settings=["a", "b"])
+        assert not isinstance(e.value, RecipeError)
+
     def test_recipes_cannot_be_changed(self) -> None:
         recipe = load_recipe("quick")
         with pytest.raises(ValueError, match="frozen"):
@@ -422,5 +435,7 @@ class TestNotation:
         assert load_recipe("quick", settings=settings).distillation.learning_rate == 1e-4
 
     def test_overrides(self) -> None:
-        assert overrides_of(["img_size=32", "a.b=[1, 2]"]) == {"img_size": 32, "a.b": [1, 2]}
-        assert overrides_of([]) == {}
+        named = {"option": "--model-arg", "example": "img_size=32"}
+        given = overrides_of(["img_size=32", "a.b=[1, 2]"], **named)
+        assert given == {"img_size": 32, "a.b": [1, 2]}
+        assert overrides_of([], **named) == {}

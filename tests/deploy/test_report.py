@@ -22,6 +22,7 @@ from mimiq_deploy.calibration import CalibrationRequest, calibrate
 from mimiq_deploy.cli import cli
 from mimiq_deploy.exporting import export_run
 from mimiq_runtime.inside_view import INSIDE_ATTENTION, INSIDE_RECORD, read_inside_record
+from mimiq_runtime.report.page import is_report
 from mimiq_runtime.run_directory import RunDirectory
 
 if TYPE_CHECKING:
@@ -217,6 +218,28 @@ def test_no_other_file_of_a_run_is_lost_to_a_report(tmp_path: Path, name: str) -
     assert result.exit_code == 2
     assert "choose a place outside" in result.output
     assert (run / name).read_bytes() == before
+
+
+@pytest.mark.parametrize("content", ["my notes", "<!doctype html><title>Mine</title>"])
+def test_no_file_of_another_kind_is_lost_to_a_report(tmp_path: Path, content: str) -> None:
+    run = make_full_run(tmp_path / "run").root
+    notes = tmp_path / "notes.html"
+    notes.write_text(content)
+    result = invoke("report", run, "-o", notes)
+    assert result.exit_code == 2
+    assert "is no report, and is not replaced; give another --output" in result.output
+    assert notes.read_text() == content
+
+
+def test_a_report_and_an_empty_file_are_replaced(tmp_path: Path) -> None:
+    run, page = make_full_run(tmp_path / "run").root, tmp_path / "page.html"
+    page.touch()
+    for _ in range(2):
+        assert invoke("report", run, "-o", page).exit_code == 0
+        assert is_report(page)
+        page.write_text(page.read_text() + "<!-- older -->")
+    assert invoke("report", run, run, "-o", page).exit_code == 2
+    assert "<!-- older -->" in page.read_text()
 
 
 def test_a_missing_library_is_said_before_any_work(

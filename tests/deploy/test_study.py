@@ -312,3 +312,54 @@ def test_a_name_that_is_none_is_refused(tmp_path: Path) -> None:
         assert result.exit_code == 2
         assert "expected one of" in result.output
     assert not (tmp_path / "study").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--data", "nowhere"], "Expected a folder of labelled pictures, got nowhere"),
+        (["--data", "{empty}"], "has neither a labels.csv nor a sub-folder for each class"),
+        (["--data", "{other}"], "expected a label in 0..9, got 10"),
+        (["--folder", "{empty}"], "has 0: lower them or name another folder"),
+        (["--folder", "nowhere"], "Expected a folder of pictures, got nowhere, which is not there"),
+        (["--set", "quantization.layer_bits={nothing: a8}"], "no layer of this model matches"),
+    ],
+)
+def test_what_only_a_later_step_needs_is_checked_before_the_first_cell(
+    options: list[str], sentence: str, tmp_path: Path
+) -> None:
+    places = {"empty": tmp_path / "empty", "other": tmp_path / "other"}
+    places["empty"].mkdir()
+    (places["other"] / "10").mkdir(parents=True)
+    filled = [
+        word.replace("{empty}", str(places["empty"])).replace("{other}", str(places["other"]))
+        for word in options
+    ]
+    result = run_study(tmp_path / "study", "--source", "mimiq", *filled)
+    assert result.exit_code == 2
+    assert result.output.startswith("Error: ")
+    assert result.output.count("\n") == 1, "no cell was announced"
+    assert sentence in result.output
+    assert not (tmp_path / "study").exists()
+
+
+@pytest.mark.parametrize(
+    ("model", "sentence"), [("nope", "no model named 'nope'"), ("resnet18", "ResNet")]
+)
+def test_a_model_that_cannot_be_is_refused_before_the_first_cell(
+    model: str, sentence: str, tmp_path: Path
+) -> None:
+    result = CliRunner().invoke(cli, ["study", model, "-o", str(tmp_path / "study")])
+    assert result.exit_code == 2
+    assert result.output.startswith("Error: ")
+    assert sentence in result.output
+    assert not (tmp_path / "study").exists()
+
+
+def test_a_place_that_a_later_cell_cannot_use_is_refused_first(tmp_path: Path) -> None:
+    (tmp_path / "study" / "w4a4-noise-none-seed0").mkdir(parents=True)
+    (tmp_path / "study" / "w4a4-noise-none-seed0" / "thesis.tex").write_text("years of work")
+    result = run_study(tmp_path / "study", "--source", "mimiq", "--source", "noise")
+    assert result.exit_code == 2
+    assert "w4a4-noise-none-seed0 is neither" in result.output
+    assert len(list((tmp_path / "study").iterdir())) == 1

@@ -1,4 +1,4 @@
-"""JUnit XML and Markdown of a validation that was made by hand."""
+"""JUnit XML and Markdown of a validation and a benchmark that were made by hand."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
 import pytest
-from _helpers.report_runs import make_bare_run
+from _helpers.report_runs import bench, make_bare_run
 from click.testing import CliRunner
 
 from mimiq_deploy.cli import cli
 from mimiq_deploy.comparison_data import DataKind, DataRecord
-from mimiq_deploy.junit import junit_of, write_junit
-from mimiq_deploy.step_summary import markdown_of, write_step_summary
+from mimiq_deploy.junit import junit_of, junit_of_benchmark, write_junit
+from mimiq_deploy.step_summary import markdown_of, markdown_of_benchmark, write_step_summary
 from mimiq_deploy.validation import Accuracy, EngineReport, ValidationReport
+from mimiq_runtime.benchmark_compare import compare_benchmarks
 from mimiq_runtime.errors import InvalidInputError
 from mimiq_runtime.gates import Gate, GateResult
 from mimiq_runtime.layer_parity import FirstFault, LayerReport, LayerRow
@@ -23,6 +24,8 @@ from mimiq_runtime.session import SessionInfo
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from mimiq_runtime.benchmark import BenchmarkReport
 
 PARITY = LogitParity(
     n=4,
@@ -201,3 +204,78 @@ def test_a_file_that_cannot_be_written_is_a_sentence(
     for write in (write_junit, write_step_summary):
         with pytest.raises(InvalidInputError, match="Cannot"):
             write(REPORT, place)
+
+
+def slower_at_batch_8() -> BenchmarkReport:
+    """Twice as fast before; now a quarter of that is lost at batch 8, and a tenth may be."""
+    older = bench(2.0)
+    rows = [
+        row.model_copy(
+            update={"speedup": row.speedup.model_copy(update={"median": 1.5, "low": 1.4})}
+        )
+        if row.batch_size == 8 and row.session != older.baseline
+        else row
+        for row in older.rows
+    ]
+    session = REPORT.engines["one"].session
+    newer = older.model_copy(update={"rows": rows, "sessions": {"w4a8 in ort-cpu": session}})
+    # Its names are those that are measured.
+    measured = newer.model_copy(
+        update={"sessions": dict.fromkeys(("fp32 in ort-cpu", "w4a8 in ort-cpu"), session)}
+    )
+    comparison = compare_benchmarks(measured, older, against="a|b.json", tolerance=0.1)
+    return measured.model_copy(update={"comparison": comparison})
+
+
+def test_a_benchmark_has_a_case_for_each_row_of_the_older_one() -> None:
+    root = ElementTree.fromstring(junit_of_benchmark(slower_at_batch_8()))
+    check_structure(root)
+    (suite,) = root
+    assert suite.get("name") == "mimiq-deploy.bench.w4a8 in ort-cpu"
+    assert suite.find(".//property[@name='library']") is not None
+    failed = {case.get("name"): case.find("failure") for case in suite.findall("testcase")}
+    assert [name for name, failure in failed.items() if failure is not None] == [
+        "batch 8, 1 threads",
+        "batch 8, 2 threads",
+    ]
+    assert len(failed) == 4
+    message = failed["batch 8, 1 threads"].get("message")  # type: ignore[union-attr]
+    assert message == (
+        "batch 8, 1 threads: expected at least 1.8 times as fast as the baseline (2 before), "
+        "got 1.5 (-25.0 %)"
+    )
+
+
+def test_the_markdown_of_a_benchmark() -> None:
+    lines = markdown_of_benchmark(slower_at_batch_8()).splitlines()
+    assert lines[0] == "## mimiq-deploy bench: REGRESSED"
+    assert "Compared with a\\|b.json." in lines
+    assert sum(line.endswith("| **REGRESSED** |") for line in lines) == 2
+    assert sum(line.endswith("| kept |") for line in lines) == 2
+    assert any(
+        line.startswith("| 8 | 2 | w4a8 in ort-cpu | ") and "| 1.50 | 1.40 to" in line
+        for line in lines
+    )
+    plain = markdown_of_benchmark(bench(2.0))
+    assert plain.startswith("## mimiq-deploy bench: measured\n")
+    assert "Comparison" not in plain
+
+
+def test_a_benchmark_without_a_verdict_is_an_error_in_the_xml(tmp_path: Path) -> None:
+    path = tmp_path / "bench.xml"
+    run = make_bare_run(tmp_path / "run").root
+    arguments = ["bench", str(run), "--compare", str(tmp_path / "nowhere.json")]
+    result = CliRunner().invoke(cli, [*arguments, "--junit", str(path)])
+    assert result.exit_code == 2, result.output
+    root = ElementTree.fromstring(path.read_bytes())
+    check_structure(root)
+    assert root.get("name") == "mimiq-deploy bench"
+    assert root.get("errors") == "1"
+
+
+def test_a_benchmark_that_is_no_gate_has_no_xml(tmp_path: Path) -> None:
+    path = tmp_path / "bench.xml"
+    result = CliRunner().invoke(cli, ["bench", "run", "--junit", str(path)])
+    assert result.exit_code == 2
+    assert "--junit counts only with --compare" in result.output
+    assert not path.exists()

@@ -60,6 +60,10 @@ def to_markdown(folder: Path, place: Path) -> list[object]:
     return ["validate", folder / "run", "--markdown", place]
 
 
+def to_junit_of_bench(folder: Path, place: Path) -> list[object]:
+    return ["bench", folder / "run", "--compare", folder / "file", "--junit", place]
+
+
 def to_report(folder: Path, place: Path) -> list[object]:
     return ["report", folder / "run", "-o", place]
 
@@ -72,7 +76,7 @@ def to_timings(folder: Path, place: Path) -> list[object]:
     return ["build", folder / "run" / ONNX_PATH, "--timing-cache", place]
 
 
-COMMANDS = [to_junit, to_markdown, to_report, to_bundle, to_timings]
+COMMANDS = [to_junit, to_markdown, to_junit_of_bench, to_report, to_bundle, to_timings]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -124,8 +128,9 @@ def test_two_reports_in_one_file(folder: Path) -> None:
 def test_an_earlier_report_is_replaced_as_a_whole(folder: Path) -> None:
     """What is refused above is not refused because nothing is ever written."""
     place = folder.parent / "page.html"
-    place.write_text("of yesterday")
+    place.write_text("<!doctype html><title>mimiq-deploy report: of yesterday</title>")
     done = CliRunner().invoke(cli, [*map(str, to_report(folder, place))])
     assert done.exit_code == 0, done.output
     assert place.read_text().startswith("<!doctype html>")
+    assert "of yesterday" not in place.read_text()
     assert sorted(path.name for path in folder.parent.iterdir()) == ["kept", "page.html"]

@@ -12,6 +12,7 @@ from mimiq_runtime.dataset import (
     iterate_batches,
     iterate_pixels,
     open_labelled_images,
+    open_pictures,
 )
 from mimiq_runtime.errors import DatasetError, InvalidInputError
 from mimiq_runtime.manifest import Preprocessing
@@ -194,3 +195,13 @@ def test_batch_size_is_checked_before_the_first_batch(tmp_path: Path) -> None:
     images = open_labelled_images(tmp_path, num_classes=1)
     with pytest.raises(InvalidInputError, match="batch size must be at least 1; got 0"):
         iterate_batches(images, PREPROCESSING, batch_size=0)
+
+
+def test_pictures_without_labels_are_asked_for_where_there_are_none(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(DatasetError, match=r"has no pictures \(.*\.png") as caught:
+        open_pictures(tmp_path, num_classes=3)
+    assert "neither" not in str(caught.value)
+    for missing, what in ((tmp_path / "nowhere", "not there"), (tmp_path / "notes.txt", "a file")):
+        with pytest.raises(DatasetError, match=rf"a folder of pictures, got .* {what}; check"):
+            open_pictures(missing, num_classes=3)

@@ -125,6 +125,11 @@ def list_pictures(settings: SynthesisSettings, count: int) -> list[Path]:
         DatasetError: The folder cannot be read, or has fewer.
     """
     folder = Path(settings.folder or "")
+    if not folder.is_dir():
+        raise DatasetError(
+            f"Expected a folder of pictures, got {folder}, which is "
+            f"{'a file' if folder.exists() else 'not there'}; check the path."
+        )
     try:
         found = sorted(path for path in folder.rglob("*") if _is_picture(path))
     except OSError as error:

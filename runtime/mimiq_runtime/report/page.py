@@ -31,9 +31,13 @@ if TYPE_CHECKING:
     from mimiq_runtime.report.section import Tile
     from mimiq_runtime.run_directory import RunDirectory
 
-__all__ = ["RunPage", "check_libraries", "render_page", "write_page"]
+__all__ = ["RunPage", "check_libraries", "is_report", "render_page", "write_page"]
 
 TEMPLATES = Path(__file__).parent / "templates"
+
+_TITLE = b"<title>mimiq-deploy report: "
+_BEGINNING = 4096
+"""Bytes; a page has its title among the first of them."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,21 @@ def write_page(
         InvalidInputError: No run was given, ``data`` is no folder, or the file cannot be written.
     """
     write_text(output, render_page(runs, data=data, not_inside=not_inside))
+
+
+def is_report(path: Path) -> bool:
+    """Whether a file is a page that this module wrote, by its beginning.
+
+    Raises:
+        InvalidInputError: It cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return _TITLE in file.read(_BEGINNING)
+    except OSError as error:
+        raise InvalidInputError(
+            f"{path} cannot be read: {error.strerror or error}; choose another --output."
+        ) from error
 
 
 def render_page(
