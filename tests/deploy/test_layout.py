@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -226,6 +227,19 @@ class TestDocumentation:
         rows = [line.strip("| ").split(" | ") for line in section.splitlines() if "| `" in line]
         table = {row[0].strip("`"): row[-1].strip("`") for row in rows}
         assert table == dict(_recipe_keys(Recipe))
+
+
+def test_the_oldest_versions_are_those_that_are_promised() -> None:
+    """constraints-lowest.txt pins each lower bound of what installs without a GPU."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    (everything,) = extras["all"]
+    names = everything.partition("[")[2].rstrip("]").split(",")
+    promised = [*project["dependencies"], *(each for name in names for each in extras[name])]
+    lines = (ROOT / "constraints-lowest.txt").read_text().splitlines()
+    assert {line for line in lines if not line.startswith("#")} == {
+        each.replace(">=", "==") for each in promised if not each.startswith("mimiq-deploy")
+    }
 
 
 def test_no_file_names_a_machines_folders() -> None:
