@@ -30,7 +30,7 @@ GROUPS = (
 )
 """What is imported together, in one process, in this order."""
 
-_SECONDS = 60
+_SECONDS = 180
 
 
 class LibraryProbe(Schema):
@@ -57,7 +57,8 @@ class LibraryProbe(Schema):
 def probe_libraries(groups: tuple[tuple[str, ...], ...] = GROUPS) -> dict[str, LibraryProbe]:
     """Import libraries, each group in a process of its own, all at the same time.
 
-    Takes as long as the slowest of them, a few seconds for torch, and a minute at most.
+    Takes as long as the slowest of them, a few seconds for torch, more where the
+    machine is busy or its disk slow, and three minutes at most.
 
     Args:
         groups: Names, as :data:`GROUPS` has them. What comes behind a library that ends its
