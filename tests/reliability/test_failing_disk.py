@@ -318,8 +318,9 @@ def test_every_write_of_a_build(
                 attempt: str = attempt,
                 proved: bool = proved,
                 build_engine: Any = pretended_tensorrt._build,
+                **others: Any,
             ) -> Any:
-                made = build_engine(*arguments, timing_cache=timing_cache)
+                made = build_engine(*arguments, timing_cache=timing_cache, **others)
                 timing_cache.write_text(attempt)
                 disk.write_in_place(timing_cache.with_name(attempt))
                 precision = made.precision.model_copy(update={"proved": proved})
