@@ -12,6 +12,7 @@ import errno
 import importlib
 import os
 import signal
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -242,4 +243,11 @@ def main() -> None:
     if not several_processes():
         signal.signal(signal.SIGTERM, _terminate)
     with one_voice():
-        cli.main(prog_name="mimiq-deploy")
+        try:
+            cli.main(prog_name="mimiq-deploy")
+        except Terminated:
+            # A moment before the command began, or after it ended.
+            begun = next((word for word in sys.argv[1:] if word in COMMANDS), "")
+            again = COMMANDS[begun].again if begun else LazyCommand.again
+            _report(f"Terminated; what was finished is kept: {again}.")
+            sys.exit(TERMINATED)

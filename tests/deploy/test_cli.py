@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import types
@@ -13,7 +14,7 @@ from _helpers.runs import ONNX_PATH, make_run
 from click.testing import CliRunner
 
 import mimiq_deploy
-from mimiq_deploy.cli import COMMANDS, KEPT, LazyCommand, LazyGroup, cli
+from mimiq_deploy.cli import COMMANDS, KEPT, LazyCommand, LazyGroup, Terminated, cli, main
 from mimiq_deploy.engine_models import known_targets
 from mimiq_export.targets.registry import TARGETS
 from mimiq_runtime.errors import MimiqDeployError
@@ -320,3 +321,21 @@ def test_a_module_without_its_command_is_a_bug(failing_group: LazyGroup) -> None
     result = CliRunner().invoke(failing_group, ["absent"])
     assert isinstance(result.exception, LookupError)
     assert "failing_module defines no click command named 'absent'" in str(result.exception)
+
+
+@pytest.mark.parametrize(("command", "remedy"), [("calibrate", "--resume"), ("build", "again.")])
+def test_sigterm_a_moment_before_a_command_begins(
+    command: str, remedy: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def terminate(**_: object) -> None:
+        raise Terminated
+
+    monkeypatch.setattr(cli, "main", terminate)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setattr(sys, "argv", ["mimiq-deploy", command, "run"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 143
+    said = capsys.readouterr().err
+    assert said.startswith("Error: Terminated; what was finished is kept: ")
+    assert remedy in said
